@@ -1,0 +1,1 @@
+"""From `model.onnx` to an engine. onnx lives here: graph passes, engine builder, Python plugins, inspector."""

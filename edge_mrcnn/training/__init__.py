@@ -1,0 +1,1 @@
+"""From a checkpoint to `model.onnx`. torch lives in this package and nowhere else."""
