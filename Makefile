@@ -1,0 +1,49 @@
+# make demo    everything once on the bundled model: engines, annotated video, results (no torch, no GPU)
+# make check   between edits: lint and the tests that need no torch
+# make test    everything: installs torch and torchvision (about 5 GB), lints, runs all tests
+# make clean   removes environments and what the targets made
+
+PYTHON ?= python3
+VERSION := $(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])')
+PINS := constraints/$(VERSION).txt
+
+LIGHT := vision,cpu,rtx,compile,eval
+FULL := $(LIGHT),train,tabletop,dev
+
+GRAPHICS := libGL.so.1=libgl1 libglib-2.0.so.0=libglib2.0-0
+RENDERING := libOSMesa.so=libosmesa6
+
+.PHONY: demo check test lint clean
+.DELETE_ON_ERROR:
+
+demo: .venv-demo/ready
+	.venv-demo/bin/python samples/demo.py demo
+
+check: .venv-check/ready
+	$(MAKE) --no-print-directory lint BIN=.venv-check/bin
+	.venv-check/bin/python -m pytest -q -m "not torch and not render and not gpu"
+
+test: .venv/ready
+	$(MAKE) --no-print-directory lint BIN=.venv/bin
+	.venv/bin/python -m pytest -m "not gpu"
+
+# BIN: where the tools are
+BIN ?= .venv/bin
+lint:
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(BIN)/mypy
+
+.venv-demo/ready .venv-check/ready .venv/ready: pyproject.toml setup.py $(wildcard $(PINS))
+	@test -f $(PINS) || { echo "no pins for $(VERSION): use Python 3.10 to 3.13 (make PYTHON=python3.11 ...), or write them with constraints/update.py"; exit 1; }
+	.ci/system-packages $(GRAPHICS) $(if $(filter .venv/ready,$@),$(RENDERING))
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check --constraint $(PINS) --editable '.[$(EXTRAS)]'
+	touch $@
+.venv-demo/ready: EXTRAS = $(LIGHT)
+.venv-check/ready: EXTRAS = $(LIGHT),dev
+.venv/ready: EXTRAS = $(FULL)
+
+clean:
+	rm -rf .venv .venv-demo .venv-check demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache
