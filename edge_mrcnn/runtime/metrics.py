@@ -1,0 +1,93 @@
+"""How long things take: nanoseconds in, percentiles out."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Timings:
+    """What one call of a detector took, in nanoseconds, for all its frames together.
+
+    Attributes:
+        pre_ns: Letterboxing.
+        infer_ns: The network.
+        post_ns: Boxes back to the picture, filtering.
+        frames: Frames in the call.
+    """
+
+    pre_ns: int
+    infer_ns: int
+    post_ns: int
+    frames: int = 1
+
+    @property
+    def total_ns(self) -> int:
+        """All stages together."""
+        return self.pre_ns + self.infer_ns + self.post_ns
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """Latency of one stage in milliseconds per frame; all zero when nothing was recorded.
+
+    Attributes:
+        count: Samples that the figures stand on.
+        mean: Arithmetic mean.
+        p50: Median.
+        p95: 95 % of the samples took at most this.
+    """
+
+    count: int
+    mean: float
+    p50: float
+    p95: float
+
+
+class LatencyRecorder:
+    """Collects latencies by stage; memory stays bounded however long it runs.
+
+    Example:
+        >>> recorder = LatencyRecorder()
+        >>> for milliseconds in (1, 2, 3):
+        ...     recorder.add("infer", milliseconds * 1_000_000)
+        >>> recorder.percentiles("infer").p50
+        2.0
+    """
+
+    def __init__(self, window: int = 10_000) -> None:
+        """Keep the last `window` samples of each stage."""
+        self._window = window
+        self._samples: dict[str, deque[float]] = {}
+
+    def add(self, stage: str, duration_ns: float) -> None:
+        """Record one duration in nanoseconds."""
+        self._samples.setdefault(stage, deque(maxlen=self._window)).append(duration_ns)
+
+    def add_timings(self, timings: Timings) -> None:
+        """Record a detector's call as `pre`, `infer`, `post` and `detect` (their sum), per frame."""
+        count = max(timings.frames, 1)
+        self.add("pre", timings.pre_ns / count)
+        self.add("infer", timings.infer_ns / count)
+        self.add("post", timings.post_ns / count)
+        self.add("detect", timings.total_ns / count)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Stages in the order in which they were first recorded."""
+        return tuple(self._samples)
+
+    def percentiles(self, stage: str) -> Percentiles:
+        """Figures of one stage, in milliseconds."""
+        samples = np.array(self._samples.get(stage, ()), np.float64) / 1e6
+        if not len(samples):
+            return Percentiles(0, 0.0, 0.0, 0.0)
+        p50, p95 = np.percentile(samples, (50, 95))
+        return Percentiles(len(samples), float(samples.mean()), float(p50), float(p95))
+
+    def summary(self) -> dict[str, Percentiles]:
+        """Figures of every stage, in milliseconds."""
+        return {stage: self.percentiles(stage) for stage in self.stages}
