@@ -22,7 +22,6 @@ TORCH = {"3.10": "torch==2.10.0"}
 """Newest torch of each Python where it is not 2.15; the CPU-only builds some indexes offer lack a torchvision."""
 
 
-
 def requirements(extras: tuple[str, ...]) -> list[str]:
     """The base requirements and those of `extras`, as pyproject.toml has them."""
     import tomllib
@@ -34,7 +33,9 @@ def requirements(extras: tuple[str, ...]) -> list[str]:
 
 def pip_report(lines: list[str], python: str, machine: str = "x86_64", *options: str) -> dict[str, str]:
     """Versions by name that pip would install on Linux for that Python and machine, nothing installed."""
-    platforms = [f"--platform=manylinux_2_{minor}_{machine}" for minor in GLIBC] + [f"--platform=manylinux2014_{machine}"]
+    platforms = [f"--platform=manylinux_2_{minor}_{machine}" for minor in GLIBC] + [
+        f"--platform=manylinux2014_{machine}"
+    ]
     command = [
         *(sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", "--report=-"),
         *("--only-binary=:all:", "--implementation=cp", f"--python-version={python}", "--target=unused"),

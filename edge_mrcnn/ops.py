@@ -191,9 +191,15 @@ RPN_PROPOSALS = OpSpec(
     ),
     outputs=(TensorSpec("proposals", "float32", ("B", "post_nms_top_n", 4)),),
     attributes=(
-        Attribute("cell_anchors", "floats", "L*A*4 numbers, xyxy around the origin, in the order of the head's channels"),
-        Attribute("strides", "ints", "cell size in pixels of each level; with stride_rule grid, only the first is used"),
-        Attribute("stride_rule", "string", "grid: canvas // grid of each level (torchvision); fixed: strides (detectron2)"),
+        Attribute(
+            "cell_anchors", "floats", "L*A*4 numbers, xyxy around the origin, in the order of the head's channels"
+        ),
+        Attribute(
+            "strides", "ints", "cell size in pixels of each level; with stride_rule grid, only the first is used"
+        ),
+        Attribute(
+            "stride_rule", "string", "grid: canvas // grid of each level (torchvision); fixed: strides (detectron2)"
+        ),
         *_BOX_CODER,
         Attribute("pre_nms_top_n", "int", "candidates kept per level, by logit"),
         Attribute("post_nms_top_n", "int", "proposals per picture (P)"),

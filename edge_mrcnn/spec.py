@@ -81,7 +81,9 @@ class ModelSpec:
             fields = json.loads(text)
             version = fields.get("format")
         except (json.JSONDecodeError, AttributeError) as error:
-            raise ExportError(f"the model's spec is not readable ({error}); export it again: edge-mrcnn export") from error
+            raise ExportError(
+                f"the model's spec is not readable ({error}); export it again: edge-mrcnn export"
+            ) from error
         if version != FORMAT:
             raise ExportError(
                 f"the model's spec has format {version}, this version of edge_mrcnn reads {FORMAT}; "
