@@ -3,7 +3,7 @@
     python constraints/update.py            # all
     python constraints/update.py 3.11       # one
 
-`rtx` pins itself. The GPU extras are left to the resolver: their versions follow the toolkit of the device (`gpu-cu12`, `gpu-cu13`).
+`rtx` pins itself. `gpu-cu12` and `gpu-cu13` are left to the resolver: their versions follow the device's toolkit.
 """
 
 from __future__ import annotations

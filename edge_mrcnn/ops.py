@@ -182,8 +182,8 @@ _BOX_CODER = (
 
 RPN_PROPOSALS = OpSpec(
     name="RpnProposals",
-    doc="Decodes the RPN's output on the anchor grid, takes the best of each level, suppresses, gives the best P boxes, "
-    "best first, in pixels of the canvas; rows beyond the last are zero.",
+    doc="Decodes the RPN's output on the anchor grid, takes the best of each level, suppresses, gives the best P "
+    "boxes, best first, in pixels of the canvas; rows beyond the last are zero.",
     inputs=(
         TensorSpec("image_hw", "float32", ("B", 2)),
         TensorSpec("objectness", "features", ("B", "A", "H", "W"), per_level=True),
@@ -191,14 +191,10 @@ RPN_PROPOSALS = OpSpec(
     ),
     outputs=(TensorSpec("proposals", "float32", ("B", "post_nms_top_n", 4)),),
     attributes=(
+        Attribute("cell_anchors", "floats", "L*A*4 numbers, xyxy around the origin, in the head's channel order"),
+        Attribute("strides", "ints", "cell size in pixels of each level; stride_rule grid uses only the first"),
         Attribute(
-            "cell_anchors", "floats", "L*A*4 numbers, xyxy around the origin, in the order of the head's channels"
-        ),
-        Attribute(
-            "strides", "ints", "cell size in pixels of each level; with stride_rule grid, only the first is used"
-        ),
-        Attribute(
-            "stride_rule", "string", "grid: canvas // grid of each level (torchvision); fixed: strides (detectron2)"
+            "stride_rule", "string", "grid: canvas // grid of a level (torchvision); fixed: strides (detectron2)"
         ),
         *_BOX_CODER,
         Attribute("pre_nms_top_n", "int", "candidates kept per level, by logit"),

@@ -82,7 +82,7 @@ class ModelSpec:
             version = fields.get("format")
         except (json.JSONDecodeError, AttributeError) as error:
             raise ExportError(
-                f"the model's spec is not readable ({error}); export it again: edge-mrcnn export"
+                f"the model's spec is unreadable ({error}); export it again: edge-mrcnn export"
             ) from error
         if version != FORMAT:
             raise ExportError(
@@ -123,7 +123,8 @@ def check_canvas(hw: tuple[int, int]) -> None:
         return
     near = [max(STRIDE_MULTIPLE, round(side / STRIDE_MULTIPLE) * STRIDE_MULTIPLE) for side in hw]
     raise ValueError(
-        f"input size {hw[0]}x{hw[1]} (HxW) must be positive multiples of {STRIDE_MULTIPLE}; nearest: {near[0]}x{near[1]}"
+        f"input size {hw[0]}x{hw[1]} (HxW) must be positive multiples of {STRIDE_MULTIPLE}; "
+        f"nearest: {near[0]}x{near[1]}"
     )
 
 

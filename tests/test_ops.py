@@ -99,7 +99,7 @@ def test_readme_has_every_row(op: OpSpec) -> None:
     section = README.read_text().split(f"## {op.name}\n")[1].split("\n## ")[0]
     rows = re.findall(r"^\| `(\w+)` \| ([^|]*) \| ([^|]*) \|$", section, re.MULTILINE)
     tensors = [
-        (t.name, t.dtype, "(" + ", ".join(map(str, t.shape)) + ")" + (" per level" if t.per_level else ""))
+        (t.name, t.dtype, f"({', '.join(map(str, t.shape))}){' per level' if t.per_level else ''}")
         for t in (*op.inputs, *op.outputs)
     ]
     attributes = [(a.name, a.kind, a.doc) for a in op.attributes]

@@ -28,9 +28,9 @@ def test_without_spec() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "not readable"),
-        ("{", "not readable"),
-        ("[]", "not readable"),
+        ("", "unreadable"),
+        ("{", "unreadable"),
+        ("[]", "unreadable"),
         (json.dumps(json.loads(SPEC.to_json()) | {"format": 99}), "format 99, this version of edge_mrcnn reads 1"),
         (json.dumps(json.loads(SPEC.to_json()) | {"colour": "red"}), "damaged.*colour"),
         (json.dumps(json.loads(SPEC.to_json()) | {"input_hw": [321, 416]}), "damaged.*321x416"),
