@@ -1,0 +1,171 @@
+"""Float16 by propagation: the types go into the graph, and TensorRT is told to keep to them.
+
+Half precision starts at the weighted layers and at what the custom ops' contracts call `features`, and is handed on
+from input to output. So what comes before the first weighted layer (normalisation) and what the contracts type as
+float32 (image sizes, boxes, scores) stays float32 without being named. Which tensors of a standard node share a type
+is read from its ONNX schema.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from edge_mrcnn.compiler.passes.infer_types import infer_types
+from edge_mrcnn.errors import EngineError, ExportError
+from edge_mrcnn.ops import DOMAIN, OPS
+from edge_mrcnn.spec import ModelSpec
+
+_log = logging.getLogger(__name__)
+
+WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+"""Ops that compute in float16 whatever they are given: nearly all of the work and all of the large weights."""
+
+KEPT = frozenset({"Softmax", "LogSoftmax", "TopK", "NonMaxSuppression", "RoiAlign", "CumSum", "Exp", "Range"})
+"""Ops that stay in float32: float16 loses ranking, sums of many terms and coordinates."""
+
+FLOAT32, FLOAT16 = np.dtype(np.float32), np.dtype(np.float16)
+LARGEST = float(np.finfo(np.float16).max)
+SMALLEST_NORMAL = float(np.finfo(np.float16).smallest_normal)
+
+
+def cast_to_fp16(graph: gs.Graph, spec: ModelSpec) -> None:
+    """Compute in float16 except in the float32 islands; the network's inputs and outputs keep their types.
+
+    Args:
+        graph: Changed in place; every node has the types its ONNX schema or contract asks for, by casts where needed.
+        spec: Names the model in errors.
+
+    Raises:
+        EngineError: A weight is not a number, or larger than float16 can hold.
+        ExportError: The graph contradicts itself or has control flow.
+    """
+    infer_types(graph, spec)
+    caster = _Caster(graph)
+    for node in list(graph.nodes):
+        caster.visit(node)
+    caster.restore_outputs()
+    graph.nodes = caster.nodes
+    graph.cleanup(recurse_subgraphs=False, recurse_functions=False)
+    if caster.subnormal:
+        _log.info("%d of %d weights are subnormal or zero in float16", caster.subnormal, caster.weights)
+
+
+class _Caster:
+    """Walks the graph once, in order, and keeps what it made: casts by tensor and type, float16 weights by name."""
+
+    def __init__(self, graph: gs.Graph) -> None:
+        self.graph, self.nodes = graph, list[gs.Node]()
+        self.subnormal, self.weights = 0, 0
+        self._names = set(graph.tensors())
+        self._made: dict[tuple[str, np.dtype], gs.Tensor] = {}
+
+    def visit(self, node: gs.Node) -> None:
+        """Give a node inputs of the types it takes, and its outputs the types that follow."""
+        if any(isinstance(value, gs.Graph) for value in node.attrs.values()):
+            raise ExportError(f"node {node.name!r} ({node.op}) is control flow, which float16 cannot be propagated through")
+        if node.domain == DOMAIN:
+            self._visit_custom(node)
+        else:
+            self._visit_standard(node)
+        self.nodes.append(node)
+
+    def _visit_custom(self, node: gs.Node) -> None:
+        op = OPS[node.op]
+        types = {"features": FLOAT16, "float32": FLOAT32}
+        for index, spec in enumerate(op.expand_inputs(op.levels(len(node.inputs)))):
+            if spec.dtype in types:
+                self._cast_input(node, index, types[spec.dtype])
+        for spec, tensor in zip(op.outputs, node.outputs, strict=True):
+            tensor.dtype = types.get(spec.dtype, tensor.dtype)
+
+    def _visit_standard(self, node: gs.Node) -> None:
+        schema = onnx.defs.get_schema(node.op, self.graph.opset, node.domain or "")
+        inputs = _type_variables(schema.inputs, len(node.inputs))
+        outputs = _type_variables(schema.outputs, len(node.outputs))
+        halves = {c.type_param_str for c in schema.type_constraints if "tensor(float16)" in c.allowed_type_strs}
+        for variable in dict.fromkeys(inputs):
+            at = [i for i, name in enumerate(inputs) if name == variable and node.inputs[i].dtype in (FLOAT32, FLOAT16)]
+            dtype = _choose(node, at, variable in halves)
+            if dtype is None:
+                continue
+            for index in at:
+                self._cast_input(node, index, dtype)
+            for tensor in (t for t, name in zip(node.outputs, outputs, strict=True) if name == variable):
+                tensor.dtype = dtype
+
+    def _cast_input(self, node: gs.Node, index: int, dtype: np.dtype) -> None:
+        tensor = node.inputs[index]
+        if tensor.dtype == dtype:
+            return
+        key = (tensor.name, dtype)
+        if key not in self._made:
+            convert = self._convert_weight if isinstance(tensor, gs.Constant) else self._add_cast
+            self._made[key] = convert(tensor, dtype)
+        node.inputs[index] = self._made[key]
+
+    def _add_cast(self, tensor: gs.Variable, dtype: np.dtype) -> gs.Variable:
+        result = gs.Variable(self._name(tensor, dtype), dtype, tensor.shape)
+        self.nodes.append(_cast_node(tensor, result))
+        return result
+
+    def _convert_weight(self, tensor: gs.Constant, dtype: np.dtype) -> gs.Constant:
+        values = np.asarray(tensor.values)
+        size = np.abs(values)
+        if np.isnan(size).any():
+            raise EngineError(f"weight {tensor.name!r} holds values that are not numbers; check the checkpoint it came from")
+        finite = size[np.isfinite(size)]
+        if dtype == FLOAT16 and finite.size and finite.max() > LARGEST:
+            raise EngineError(
+                f"weight {tensor.name!r} reaches {finite.max():g}, float16 ends at {LARGEST:g}; build it with --precision fp32"
+            )
+        self.weights += values.size
+        self.subnormal += int(np.count_nonzero((size < SMALLEST_NORMAL) & (size > 0)))
+        return gs.Constant(self._name(tensor, dtype), values.astype(dtype))
+
+    def restore_outputs(self) -> None:
+        """Cast the network's outputs that became float16 back."""
+        for output in self.graph.outputs:
+            if output.dtype != FLOAT16 or not output.inputs:
+                continue
+            inner = gs.Variable(self._name(output, FLOAT16), FLOAT16, output.shape)
+            for producer in list(output.inputs):
+                producer.outputs[producer.outputs.index(output)] = inner
+            for consumer in list(output.outputs):
+                consumer.inputs = [inner if tensor is output else tensor for tensor in consumer.inputs]
+            output.dtype = FLOAT32
+            self.nodes.append(_cast_node(inner, output))
+
+    def _name(self, tensor: gs.Tensor, dtype: np.dtype) -> str:
+        name = f"{tensor.name}_{dtype.name}"
+        while name in self._names:
+            name += "_"
+        self._names.add(name)
+        return name
+
+
+def _cast_node(source: gs.Variable, result: gs.Variable) -> gs.Node:
+    to = onnx.helper.np_dtype_to_tensor_dtype(result.dtype)
+    return gs.Node("Cast", f"cast_{result.name}", {"to": int(to)}, [source], [result])
+
+
+def _choose(node: gs.Node, at: Sequence[int], can_be_half: bool) -> np.dtype | None:
+    """Type for the inputs `at` of a node, which share one, or None where only constants say nothing about it."""
+    if not at:
+        return None
+    found = {node.inputs[i].dtype for i in at if not isinstance(node.inputs[i], gs.Constant)}
+    if can_be_half and node.op in WEIGHTED and 0 in at:
+        return FLOAT16
+    if not found:
+        return None
+    # What mixes both types is computed in the wider one, so that precision is never lost unasked.
+    return FLOAT16 if can_be_half and node.op not in KEPT and found == {FLOAT16} else FLOAT32
+
+
+def _type_variables(formal: Sequence[onnx.defs.OpSchema.FormalParameter], count: int) -> list[str]:
+    """The type variable, or concrete type, of each of `count` tensors; the last formal one may be repeated."""
+    return [formal[min(index, len(formal) - 1)].type_str for index in range(count)]
