@@ -1,0 +1,28 @@
+"""`edge-mrcnn eval`: COCO box and mask AP."""
+
+from __future__ import annotations
+
+from edge_mrcnn.commands import DataFile, JsonTarget, ModelFile, report
+from edge_mrcnn.evaluation.coco import EvalOptions, evaluate
+from edge_mrcnn.runtime.detector import Detector
+
+
+def command(
+    model: ModelFile,
+    data: DataFile,
+    options: EvalOptions,
+    threads: int | None = None,
+    json_target: JsonTarget = None,
+) -> None:
+    """Measure COCO box and mask AP of a model on a COCO-format data set.
+
+    Args:
+        model: model.onnx or engine.
+        data: COCO annotation file.
+        options: Class matching and limit.
+        threads: CPU threads; all cores when not given.
+        json_target: Where the result goes as JSON.
+    """
+    with Detector(model, threshold=None, threads=threads) as detector:
+        result = evaluate(detector, data, options)
+    report(result.lines(), result.to_json(), json_target)
