@@ -1,0 +1,355 @@
+"""COCO average precision of boxes and masks.
+
+`evaluate` runs a detector over a COCO-format set; `average_precision` takes plain lists, so that a training loop can
+use it on whatever its network gave.
+
+Source: Lin et al., Microsoft COCO: Common Objects in Context (2014); the figures are pycocotools', in points of 100.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_mrcnn.detections import Detections
+from edge_mrcnn.errors import EdgeMrcnnError, StreamError
+from edge_mrcnn.evaluation.dataset import locate_pictures, match_classes, read_annotations
+from edge_mrcnn.frame import Frame
+from edge_mrcnn.spec import ModelSpec
+
+logger = logging.getLogger(__name__)
+
+DETECTIONS_PER_PICTURE = 100
+"""COCO counts the best so many detections of a picture."""
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """How `evaluate` compares a model with a data set."""
+
+    classes: Literal["equal", "common"] = "equal"
+    """equal: the model's classes and the data's categories must have the same names. common: names that both have
+    count, the others are left out of the detections and of the truth alike."""
+
+    limit: int | None = None
+    """Take the first so many pictures of the set only; all when not given."""
+
+    def __post_init__(self) -> None:
+        """Check the limit.
+
+        Raises:
+            ValueError: The limit is not positive.
+        """
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"EvalOptions.limit must be at least 1, got {self.limit}")
+
+
+class Evaluable(Protocol):
+    """What `evaluate` needs of a detector; `edge_mrcnn.Detector` opened with `threshold=None` has it."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Names of the classes, among others."""
+
+    @property
+    def backend(self) -> str:
+        """What runs the network."""
+
+    def __call__(self, frames: Frame, /) -> Detections:
+        """Detections of one picture, best first."""
+
+
+@dataclass(frozen=True)
+class ApScores:
+    """COCO's figures of boxes or of masks, in points of 100; None where the data has nothing to measure it on.
+
+    Attributes:
+        ap: Mean over IoU 0.50:0.05:0.95 and classes.
+        ap50: At IoU 0.50.
+        ap75: At IoU 0.75.
+        ap_small: `ap` of objects below 32 x 32 pixels.
+        ap_medium: `ap` of objects from 32 x 32 to 96 x 96 pixels.
+        ap_large: `ap` of objects above 96 x 96 pixels.
+        ar100: Average recall with 100 detections a picture.
+        per_class: `ap` by class name.
+    """
+
+    ap: float | None
+    ap50: float | None
+    ap75: float | None
+    ap_small: float | None
+    ap_medium: float | None
+    ap_large: float | None
+    ar100: float | None
+    per_class: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class ApSummary:
+    """Average precision of boxes and of masks; `mask` is None when one side has no masks."""
+
+    box: ApScores
+    mask: ApScores | None
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """What `evaluate` found.
+
+    Attributes:
+        box: Average precision of the boxes.
+        mask: Average precision of the masks, or None when the model or the data has none.
+        pictures: Number of pictures.
+        detections: Number of detections counted.
+        seconds: Time in the detector: letterboxing, network, decoding and run-length encoding of the masks.
+        backend: What ran the network.
+        model: File or name of the model.
+        data: Annotation file.
+    """
+
+    box: ApScores
+    mask: ApScores | None
+    pictures: int
+    detections: int
+    seconds: float
+    backend: str
+    model: str
+    data: str
+
+    def to_json(self) -> str:
+        """The result as indented JSON."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    def lines(self) -> list[str]:
+        """The result as lines of a text table."""
+        fields = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar100")
+        heads = ("AP", "AP50", "AP75", "small", "medium", "large", "AR100")
+        width = max(5, *(len(name) for name in self.box.per_class)) + 2
+        rows = [" " * width + "".join(f"{head:>8}" for head in heads)]
+        for name, scores in (("boxes", self.box), ("masks", self.mask)):
+            if scores is not None:
+                rows.append(f"{name:<{width}}" + "".join(_cell(getattr(scores, field)) for field in fields))
+        rows += ["", f"{'class':<{width}}{'box AP':>8}" + (f"{'mask AP':>8}" if self.mask else "")]
+        for name, box_ap in self.box.per_class.items():
+            rows.append(f"{name:<{width}}{_cell(box_ap)}" + (_cell(self.mask.per_class[name]) if self.mask else ""))
+        rate = self.pictures / self.seconds if self.seconds else 0.0
+        return [
+            *rows,
+            "",
+            f"{self.pictures} pictures, {self.detections} detections, {self.seconds:.1f} s in the detector "
+            f"({rate:.1f} pictures/s)",
+            f"{self.model} on {self.backend}, data {self.data}",
+        ]
+
+
+def evaluate(
+    detector: Evaluable, data: Path, options: EvalOptions | None = None, *, model: str | Path | None = None
+) -> EvalResult:
+    """Average precision of a detector on a COCO-format set.
+
+    Every detection counts that the network gives by its own score threshold: open the detector with `threshold=None`.
+
+    Args:
+        detector: Gives the detections of a frame, in pixels of the frame's picture.
+        data: Annotation file; its pictures are in the folder `images` beside it, or beside it.
+        options: Class matching and limit.
+        model: The model's file, for the record; its name when not given.
+
+    Returns:
+        The figures, in points of 100.
+
+    Raises:
+        StreamError: The data set cannot be used, or has other classes than the model.
+    """
+    options = options or EvalOptions()
+    _pycocotools()  # says what to install before minutes are spent
+    truth = read_annotations(data)
+    categories = match_classes(detector.spec.class_names, truth["categories"], options.classes, data)
+    truth = _restrict(truth, set(categories.values()), options.limit)
+    paths = locate_pictures(truth["images"], data)
+    results: list[dict[str, Any]] = []
+    seconds = 0.0
+    for image, frame in _frames(truth["images"], paths, data):
+        start = time.perf_counter()
+        results += to_results(detector(frame), image["id"], categories)
+        seconds += time.perf_counter() - start
+    summary = average_precision(truth, results)
+    return EvalResult(
+        box=summary.box,
+        mask=summary.mask,
+        pictures=len(paths),
+        detections=len(results),
+        seconds=seconds,
+        backend=detector.backend,
+        model=str(model or detector.spec.name),
+        data=str(data),
+    )
+
+
+def to_results(detections: Detections, image_id: int, categories: Mapping[int, int]) -> list[dict[str, Any]]:
+    """Detections of one picture as entries of a COCO result list.
+
+    Args:
+        detections: Of one picture, boxes `xyxy` in its pixels.
+        image_id: The picture's id in the data set.
+        categories: Category id by label; detections of other labels are left out.
+
+    Returns:
+        Dicts with `image_id`, `category_id`, `bbox` (x, y, width, height), `score` and, with masks, `segmentation` as
+        RLE.
+    """
+    known = detections[np.isin(detections.class_id, list(categories))]
+    best = known[np.argsort(-known.score, kind="stable")[:DETECTIONS_PER_PICTURE]]
+    masks: Sequence[Any] = best.rle() if best.mask is not None and len(best) else [None] * len(best)
+    results = []
+    for row, mask in enumerate(masks):
+        x1, y1, x2, y2 = (float(value) for value in best.xyxy[row])
+        entry = {
+            "image_id": image_id,
+            "category_id": categories[int(best.class_id[row])],
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "score": float(best.score[row]),
+        }
+        results.append(entry if mask is None else entry | {"segmentation": mask})
+    return results
+
+
+def average_precision(ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> ApSummary:
+    """COCO average precision of a result list.
+
+    Args:
+        ground_truth: COCO-format content: `images` (with `height` and `width` where masks are polygons), `annotations`
+            and `categories`. `area` and `iscrowd` may be missing: the box's area and 0 stand in.
+        results: COCO result list: `image_id`, `category_id`, `bbox` (x, y, width, height), `score` and, for masks,
+            `segmentation` as RLE.
+
+    Returns:
+        Figures of boxes, and of masks when every annotation and every result has one.
+
+    Raises:
+        ValueError: A result has an image or category that the ground truth lacks.
+    """
+    images = {row["id"] for row in ground_truth["images"]}
+    categories = {row["id"] for row in ground_truth["categories"]}
+    for row in results:
+        if row["image_id"] not in images or row["category_id"] not in categories:
+            raise ValueError(
+                f"results: image_id {row['image_id']} and category_id {row['category_id']} must be in the ground truth"
+            )
+    masks = all(row.get("segmentation") for row in (*ground_truth["annotations"], *results))
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress by print
+        box = _scores(ground_truth, results, "bbox")
+        mask = _scores(ground_truth, results, "segm") if masks else None
+    return ApSummary(box, mask)
+
+
+def _scores(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], kind: Literal["bbox", "segm"]) -> ApScores:
+    coco, coco_eval, rle = _pycocotools()
+    # Ids from 1: pycocotools takes a match with annotation 0 for no match.
+    annotations = [
+        {"iscrowd": 0, "area": row["bbox"][2] * row["bbox"][3], **row, "id": place}
+        for place, row in enumerate(truth["annotations"], 1)
+    ]
+    # A mask result keeps no box: pycocotools would sort masks into small, medium and large by their box's area.
+    found = [
+        {
+            **row,
+            "id": place,
+            "iscrowd": 0,
+            "area": row["bbox"][2] * row["bbox"][3] if kind == "bbox" else float(rle.area(row["segmentation"])),
+        }
+        for place, row in enumerate(results, 1)
+    ]
+    head = {"images": truth["images"], "categories": truth["categories"]}
+    sides = [_index(coco, {**head, "annotations": rows}) for rows in (annotations, found)]
+    runner = coco_eval(*sides, kind)
+    runner.params.maxDets = [1, 10, DETECTIONS_PER_PICTURE]
+    runner.evaluate()
+    runner.accumulate()
+    return _read_scores(runner, truth["categories"])
+
+
+def _index(coco: Callable[[], Any], content: dict[str, Any]) -> Any:
+    indexed = coco()
+    indexed.dataset = content
+    indexed.createIndex()
+    return indexed
+
+
+def _read_scores(runner: Any, categories: Sequence[Mapping[str, Any]]) -> ApScores:
+    precision = runner.eval["precision"]  # (IoU, recall, class, area: all small medium large, detections: 1 10 100)
+    thresholds = runner.params.iouThrs
+    place = {category: row for row, category in enumerate(runner.params.catIds)}
+    return ApScores(
+        ap=_mean(precision[:, :, :, 0, -1]),
+        ap50=_mean(precision[np.isclose(thresholds, 0.5), :, :, 0, -1]),
+        ap75=_mean(precision[np.isclose(thresholds, 0.75), :, :, 0, -1]),
+        ap_small=_mean(precision[:, :, :, 1, -1]),
+        ap_medium=_mean(precision[:, :, :, 2, -1]),
+        ap_large=_mean(precision[:, :, :, 3, -1]),
+        ar100=_mean(runner.eval["recall"][:, :, 0, -1]),
+        per_class={str(row["name"]): _mean(precision[:, :, place[row["id"]], 0, -1]) for row in categories},
+    )
+
+
+def _mean(values: npt.NDArray[np.float64]) -> float | None:
+    """Mean in points of 100 of what is measured; -1 marks what has no ground truth."""
+    measured = values[values > -1]
+    return float(measured.mean() * 100) if measured.size else None
+
+
+def _restrict(truth: dict[str, Any], categories: set[int], limit: int | None) -> dict[str, Any]:
+    images = truth["images"][:limit]
+    ids = {row["id"] for row in images}
+    kept = [row for row in truth["annotations"] if row["image_id"] in ids and row["category_id"] in categories]
+    return {
+        "images": images,
+        "annotations": kept,
+        "categories": [row for row in truth["categories"] if row["id"] in categories],
+    }
+
+
+def _frames(
+    images: Sequence[Mapping[str, Any]], paths: Sequence[Path], data: Path
+) -> Iterator[tuple[Mapping[str, Any], Frame]]:
+    """Pictures with their entries in the file; a bar on a terminal."""
+    from tqdm import tqdm
+
+    from edge_mrcnn.runtime.sources import open_source
+
+    bar = tqdm(images, "evaluating", unit=" pictures", disable=None)
+    for image, path in zip(bar, paths, strict=True):
+        with open_source(str(path)) as source:
+            frame = next(iter(source))
+        expected = (image.get("height", frame.image_hw[0]), image.get("width", frame.image_hw[1]))
+        if frame.image_hw != expected:
+            raise StreamError(
+                f"{path} has {frame.image_hw[0]}x{frame.image_hw[1]} pixels (HxW), {data} says "
+                f"{expected[0]}x{expected[1]}: its boxes would be off; give the pictures the file was made for"
+            )
+        yield image, frame
+
+
+def _pycocotools() -> tuple[Any, Any, Any]:
+    try:
+        from pycocotools import mask
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    except ImportError as error:
+        raise EdgeMrcnnError(f"evaluation needs pycocotools ({error}): pip install 'edge-mrcnn[eval]'") from error
+    return COCO, COCOeval, mask
+
+
+def _cell(value: float | None) -> str:
+    return f"{'-':>8}" if value is None else f"{value:8.1f}"
