@@ -26,7 +26,7 @@ DataFile = Annotated[
     tyro.conf.Positional[Path],
     tyro.conf.arg(
         metavar="DATA.json",
-        help="COCO annotation file; its pictures are in the folder images/ beside it, or beside it.",
+        help="COCO annotation file; its pictures are in images/ beside it, or beside it.",
     ),
 ]
 """A COCO-format data set."""

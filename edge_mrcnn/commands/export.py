@@ -34,6 +34,5 @@ def command(
         f"{size / 1e6:.1f} MB",
         f"next: edge-mrcnn run {output} PICTURE --to out/   or   edge-mrcnn build {output} --precision fp16",
     ]
-    report(
-        lines, json.dumps({"path": str(output), "bytes": size, "spec": dataclasses.asdict(spec)}, indent=2), json_target
-    )
+    result = {"path": str(output), "bytes": size, "spec": dataclasses.asdict(spec)}
+    report(lines, json.dumps(result, indent=2), json_target)
