@@ -30,7 +30,7 @@ IMAGE_HW = (1080, 1920)
 
 
 def make_scene(count: int, large: bool, seed: int = 0) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Smooth blobs as a network gives them: patches `(N, 28, 28)` float32 and boxes `(N, 4)` float32, xyxy in pixels."""
+    """Smooth blobs as a network gives them: patches `(N, 28, 28)` and boxes `(N, 4)`, float32, xyxy in pixels."""
     rng = np.random.default_rng(seed)
     height, width = IMAGE_HW
     low = np.array([width, height]) * (0.55 if large else 0) + (0 if large else 16)

@@ -201,7 +201,7 @@ def _expand_boxes(xyxy: npt.NDArray[np.float32], scale: float) -> tuple[list[lis
 
     Source: `expand_boxes` in torchvision; float32 like there, so that truncation meets the same pixel.
     """
-    usable = np.isfinite(xyxy).all(axis=1) & (np.abs(xyxy) < _FARTHEST / 4).all(axis=1)
+    usable: npt.NDArray[np.bool_] = np.all(np.isfinite(xyxy) & (np.abs(xyxy) < _FARTHEST / 4), axis=1)
     sound = np.where(usable[:, None], xyxy, np.float32(0))
     half = (sound[:, 2:] - sound[:, :2]) * np.float32(0.5) * np.float32(scale)
     center = (sound[:, 2:] + sound[:, :2]) * np.float32(0.5)

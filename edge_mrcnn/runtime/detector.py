@@ -1,0 +1,189 @@
+"""`Detector`: frames in, detections out; the same call whatever runs the network."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_mrcnn.detections import Detections
+from edge_mrcnn.errors import EngineError
+from edge_mrcnn.frame import Frame
+from edge_mrcnn.runtime.metrics import Timings
+from edge_mrcnn.runtime.preprocess import Geometry, letterbox_batch
+from edge_mrcnn.runtime.runners import Runner, open_runner
+from edge_mrcnn.spec import ModelSpec
+
+Picture = npt.NDArray[np.uint8]
+"""`(H, W, 3)` uint8, RGB."""
+
+_BOX_OUTPUTS = ("num_detections", "boxes", "scores", "labels")
+
+
+class Detector:
+    """Finds instances in frames.
+
+    Give one frame or picture and get one `Detections`, give a sequence and get a list. Boxes come in pixels of the
+    original picture, clipped to it; masks stay patches `(N, M, M)` in the frame of each box. One call runs at a time:
+    threads that share a detector wait for each other.
+
+    Example:
+        >>> with Detector("model.onnx") as detector:  # doctest: +SKIP
+        ...     for frame in open_source("clip.mp4"):
+        ...         detections = detector(frame)
+        ...         print(len(detections), detections.instance_map().shape)
+    """
+
+    def __init__(
+        self,
+        model: str | Path | Runner,
+        *,
+        threshold: float | None = 0.5,
+        batch: int = 1,
+        masks: bool = True,
+        threads: int | None = None,
+    ) -> None:
+        """Open a model.
+
+        Args:
+            model: `model.onnx`, an engine, or a runner, which stays the caller's to close.
+            threshold: Detections with a lower score are dropped; None keeps all that the network gives
+                (`spec.score_threshold` and better).
+            batch: Most frames in one run of the network. More raises the throughput of a GPU, hardly that of a CPU.
+            masks: Without, the mask head is not run where the backend can leave it out, and `Detections.mask` is None.
+            threads: CPU threads of a runner opened here; None or 0 for one per core.
+
+        Raises:
+            EngineError: The model cannot be run here.
+            ExportError: The file is not a model of ours.
+            ValueError: `threshold` or `batch` is out of range.
+        """
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise ValueError(f"threshold must be None or from 0 to 1, got {threshold}")
+        if batch < 1:
+            raise ValueError(f"batch must be at least 1, got {batch}")
+        self._owned = open_runner(model, threads) if isinstance(model, (str, Path)) else None
+        self._runner: Runner = self._owned or model  # type: ignore[assignment]
+        limit = self._runner.max_batch
+        if limit is not None and batch > limit:
+            self.close()
+            raise ValueError(f"batch must be at most {limit}, which the model was made for, got {batch}")
+        self.threshold = threshold
+        self.batch = batch
+        self._outputs = None if masks else _BOX_OUTPUTS
+        self._lock = threading.Lock()
+        self._canvas = np.zeros((batch, *self.spec.input_hw, 3), np.uint8)
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What the network is and expects."""
+        return self._runner.spec
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Name of each class; `class_names[class_id]`."""
+        return self.spec.class_names
+
+    @property
+    def backend(self) -> str:
+        """Who runs the network where, such as `onnxruntime-cpu`."""
+        return self._runner.backend
+
+    @overload
+    def __call__(self, frames: Frame | Picture) -> Detections: ...
+
+    @overload
+    def __call__(self, frames: Sequence[Frame | Picture]) -> list[Detections]: ...
+
+    def __call__(self, frames: Frame | Picture | Sequence[Frame | Picture]) -> Detections | list[Detections]:
+        """Find instances.
+
+        Args:
+            frames: A `Frame` or a picture `(H, W, 3)` uint8 RGB, or a sequence of these, of any sizes.
+
+        Returns:
+            The detections of a lone frame, or a list with those of each, best first.
+
+        Raises:
+            EngineError: The detector is closed or the network fails.
+            TypeError: A picture is not uint8.
+            ValueError: A picture is not `(H, W, 3)`.
+        """
+        if isinstance(frames, Frame) or (isinstance(frames, np.ndarray) and frames.ndim == 3):
+            return self.detect_timed([frames])[0][0]
+        return self.detect_timed(list(frames))[0]
+
+    def detect_timed(self, frames: Sequence[Frame | Picture]) -> tuple[list[Detections], Timings]:
+        """Find instances and say how long it took.
+
+        Args:
+            frames: Frames or pictures `(H, W, 3)` uint8 RGB.
+
+        Returns:
+            The detections of each frame, best first, and the time of each stage for all of them together.
+
+        Raises:
+            EngineError: The detector is closed or the network fails.
+            TypeError: A picture is not uint8.
+            ValueError: A picture is not `(H, W, 3)`.
+        """
+        pictures = [frame.image if isinstance(frame, Frame) else Frame(frame).image for frame in frames]
+        found: list[Detections] = []
+        spent = np.zeros(3, np.int64)
+        with self._lock:
+            for start in range(0, len(pictures), self.batch):
+                detections, times = self._run(pictures[start : start + self.batch])
+                found += detections
+                spent += times
+        return found, Timings(int(spent[0]), int(spent[1]), int(spent[2]), len(pictures))
+
+    def _run(self, pictures: list[Picture]) -> tuple[list[Detections], tuple[int, int, int]]:
+        begin = time.perf_counter_ns()
+        images, image_hw, geometries = letterbox_batch(pictures, self.spec.input_hw, self._canvas)
+        ready = time.perf_counter_ns()
+        outputs = self._runner.infer({"images": images, "image_hw": image_hw}, self._outputs)
+        inferred = time.perf_counter_ns()
+        found = [self._read(outputs, row, geometry) for row, geometry in enumerate(geometries)]
+        return found, (ready - begin, inferred - ready, time.perf_counter_ns() - inferred)
+
+    def _read(self, outputs: Mapping[str, npt.NDArray[Any]], row: int, geometry: Geometry) -> Detections:
+        """Detections of one row of a batch, in pixels of its picture."""
+        try:
+            count = int(outputs["num_detections"][row])
+            score, label, boxes = (outputs[name][row][:count] for name in ("scores", "labels", "boxes"))
+        except KeyError as error:
+            raise EngineError(
+                f"the model has no output {error}; it was not made by this version: edge-mrcnn export"
+            ) from error
+        # A comparison, so that scores that are not numbers are dropped.
+        keep = score >= (0.0 if self.threshold is None else self.threshold)
+        masks = outputs.get("masks")
+        return Detections(
+            xyxy=geometry.unletterbox_boxes(boxes[keep]),
+            score=score[keep],
+            class_id=label[keep],
+            image_hw=geometry.original_hw,
+            mask=None if masks is None else masks[row][:count][keep],
+        )
+
+    def close(self) -> None:
+        """Close the runner, if it was opened here. A second call does nothing."""
+        if self._owned is not None:
+            self._owned.close()
+
+    def __enter__(self) -> Detector:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Detector({self.spec.name!r}, {self.backend}, threshold={self.threshold}, batch={self.batch})"

@@ -1,0 +1,146 @@
+"""`test://`: a moving picture that needs no camera and no file, the same for the same seed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from edge_mrcnn.frame import Frame
+
+_FRACTION_BITS = 4
+"""OpenCV draws at sixteenths of a pixel, so that slow shapes glide rather than jump."""
+
+_COLORS = ((214, 84, 72), (66, 135, 180), (235, 180, 70), (92, 160, 108), (150, 104, 170), (240, 236, 228))
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """A shape on its way: it bounces between the picture's edges."""
+
+    kind: int
+    radius: float
+    start: tuple[float, float]
+    speed: tuple[float, float]
+    spin: float
+    color: tuple[int, int, int]
+
+    def outline(self, index: int, size_wh: tuple[int, int]) -> npt.NDArray[np.float64]:
+        """Corners `(V, 2)` in pixels at frame `index`."""
+        room = [max(side - 2 * self.radius, 1.0) for side in size_wh]
+        travelled = [
+            start * span + speed * index for start, span, speed in zip(self.start, room, self.speed, strict=True)
+        ]
+        center = [self.radius + span - abs(way % (2 * span) - span) for way, span in zip(travelled, room, strict=True)]
+        corners = self.kind if self.kind > 2 else 48
+        angle = np.arange(corners) * (2 * np.pi / corners) + self.spin * index
+        return np.array(center) + self.radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+
+
+class PatternSource:
+    """Coloured shapes that move over a soft background; frame `n` of a seed is always the same.
+
+    Attributes:
+        uri: What was opened.
+        fps: Frames per second of the stamps; frames come as fast as they are taken.
+        length: Number of frames, None for no end.
+        live: False.
+        skipped: 0.
+
+    Example:
+        >>> frames = list(PatternSource((64, 48), frames=2))
+        >>> frames[1].image.shape, frames[1].stamp_ns
+        ((48, 64, 3), 33333333)
+    """
+
+    live = False
+    skipped = 0
+
+    def __init__(
+        self, size_wh: tuple[int, int] = (640, 480), *, frames: int | None = None, fps: float = 30.0, seed: int = 0
+    ) -> None:
+        """Choose the shapes.
+
+        Args:
+            size_wh: Width and height in pixels.
+            frames: Number of frames; None for no end.
+            fps: Frames per second of the stamps.
+            seed: Chooses the shapes and their ways.
+
+        Raises:
+            ValueError: A size or a number is not positive.
+        """
+        if min(size_wh) < 1 or fps <= 0 or (frames is not None and frames < 1):
+            raise ValueError(
+                f"test:// needs a positive size, fps and number of frames, got "
+                f"{size_wh[0]}x{size_wh[1]}, {fps}, {frames}"
+            )
+        self.uri = f"test://{size_wh[0]}x{size_wh[1]}?seed={seed}"
+        self.fps: float | None = fps
+        self.length = frames
+        self._rate = fps
+        self._size = size_wh
+        self._shapes = _make_shapes(size_wh, seed)
+        self._background = _make_background(size_wh)
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Draw frame after frame, from the first."""
+        for index in itertools.count() if self.length is None else range(self.length):
+            stamp_ns = round(index * 1e9 / self._rate)
+            yield Frame(self.draw(index), source=self.uri, index=index, stamp_ns=stamp_ns, stamp_source="file")
+
+    def draw(self, index: int) -> npt.NDArray[np.uint8]:
+        """Frame `index`, `(H, W, 3)` uint8 RGB."""
+        image = self._background.copy()
+        for shape in self._shapes:
+            corners: Any = np.round(shape.outline(index, self._size) * (1 << _FRACTION_BITS)).astype(np.int32)
+            cv2.fillPoly(image, [corners], shape.color, cv2.LINE_AA, _FRACTION_BITS)
+        return image
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+    def __enter__(self) -> PatternSource:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _make_shapes(size_wh: tuple[int, int], seed: int) -> list[_Shape]:
+    rng = np.random.default_rng(seed)
+    side = min(size_wh)
+    shapes = []
+    for number in range(6):
+        velocity = rng.uniform(0.004, 0.012, 2) * side * rng.choice((-1, 1), 2)
+        shapes.append(
+            _Shape(
+                kind=(0, 4, 3, 6, 0, 5)[number],
+                radius=float(rng.uniform(0.07, 0.17) * side),
+                start=(float(rng.uniform()), float(rng.uniform())),
+                speed=(float(velocity[0]), float(velocity[1])),
+                spin=float(rng.uniform(-0.05, 0.05)),
+                color=_COLORS[number % len(_COLORS)],
+            )
+        )
+    return shapes
+
+
+def _make_background(size_wh: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """A soft vertical gradient with a grid, so that scale and motion can be judged."""
+    width, height = size_wh
+    shade = np.linspace(0, 1, height)[:, None, None]
+    image = np.array([[(58, 64, 74)]]) * (1 - shade) + np.array([[(112, 104, 96)]]) * shade
+    picture: npt.NDArray[np.uint8] = np.broadcast_to(image, (height, width, 3)).astype(np.uint8)
+    step = max(min(size_wh) // 8, 4)
+    picture[::step] = (picture[::step] * 0.85).astype(np.uint8)
+    picture[:, ::step] = (picture[:, ::step] * 0.85).astype(np.uint8)
+    return picture

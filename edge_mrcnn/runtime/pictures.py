@@ -1,0 +1,176 @@
+"""Picture files: read whatever cameras and people save, as RGB bytes, and say clearly what cannot be read."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from edge_mrcnn.errors import StreamError
+from edge_mrcnn.frame import Frame
+from edge_mrcnn.runtime.opencv import quiet
+
+logger = logging.getLogger(__name__)
+
+Picture = npt.NDArray[np.uint8]
+"""`(H, W, 3)` uint8, RGB."""
+
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+"""Files with these suffixes count as pictures."""
+
+_AGAIN = "copy or save it again"
+
+
+def read_picture(path: str | Path) -> Picture:
+    """Read a picture file.
+
+    Grey becomes RGB, transparency is dropped (the colours under it stay), 16 bits are scaled to 8, and the orientation
+    in a photo's EXIF data is applied.
+
+    Args:
+        path: A JPEG, PNG, BMP, TIFF or WebP file.
+
+    Returns:
+        `(H, W, 3)` uint8, RGB.
+
+    Raises:
+        StreamError: The file is missing, empty, cut short or no picture; the message names it.
+    """
+    image, deep = _decode(Path(path))
+    if deep:
+        logger.warning("%s has 16 bits a channel; scaled to 8, which is what networks take", path)
+    return image
+
+
+class PictureSource:
+    """Picture files one after the other, as frames.
+
+    Pictures that cannot be read are skipped with a warning and counted, unless `strict`.
+
+    Attributes:
+        uri: What was opened.
+        fps: None: pictures have no rate.
+        length: Number of files.
+        live: False.
+        skipped: Files skipped so far.
+    """
+
+    fps: float | None = None
+    live = False
+
+    def __init__(self, paths: Sequence[str | Path], uri: str, strict: bool = False) -> None:
+        """Take the files in the order given.
+
+        Args:
+            paths: Picture files.
+            uri: What they came from, for messages.
+            strict: Raise at the first picture that cannot be read.
+        """
+        self.paths = tuple(Path(path) for path in paths)
+        self.uri = uri
+        self.length: int | None = len(self.paths)
+        self.skipped = 0
+        self._strict = strict
+        self._warned = False
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Read the files; `Frame.source` is each file's own path.
+
+        Raises:
+            StreamError: A picture cannot be read and the source is strict, or none of them can.
+        """
+        self.skipped = 0
+        last: StreamError | None = None
+        for index, path in enumerate(self.paths):
+            try:
+                image, deep = _decode(path)
+                stamp_ns = path.stat().st_mtime_ns
+            except StreamError as error:
+                if self._strict:
+                    raise
+                logger.warning("skipped: %s", error)
+                self.skipped += 1
+                last = error
+                continue
+            if deep and not self._warned:
+                self._warned = True
+                logger.warning("%s has 16 bits a channel; scaled to 8 (said once for %s)", path, self.uri)
+            yield Frame(image, source=str(path), index=index, stamp_ns=stamp_ns, stamp_source="file")
+        if self.paths and self.skipped == len(self.paths):
+            raise StreamError(
+                f"none of the {len(self.paths)} pictures of {self.uri} can be read; the last problem: {last}"
+            )
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+    def __enter__(self) -> PictureSource:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _decode(path: Path) -> tuple[Picture, bool]:
+    """The picture, and whether it had 16 bits a channel."""
+    data = _read_bytes(path)
+    missing = _cut_short(data)
+    if missing:
+        raise StreamError(f"picture {path} is cut short: {missing}; {_AGAIN}")
+    # Colour and any depth: applies EXIF, turns grey to colour and drops alpha, all of which IMREAD_UNCHANGED does not.
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
+    try:
+        with quiet():
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise StreamError(f"picture {path} cannot be decoded ({error.err}); {_AGAIN}, as PNG or JPEG") from error
+    if image is None or image.size == 0:
+        raise StreamError(
+            f"{path} is damaged or no picture ({len(data)} bytes); {_AGAIN}, as one of {' '.join(PICTURE_SUFFIXES)}"
+        )
+    deep = image.dtype == np.uint16
+    if deep:
+        image = cv2.convertScaleAbs(image, alpha=255 / 65535)
+    if image.dtype != np.uint8:
+        raise StreamError(
+            f"picture {path} has {image.dtype} pixels, whose range is unknown; save it with 8 or 16 bits a channel"
+        )
+    rgb: Picture = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)  # type: ignore[assignment]
+    return rgb, deep
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise StreamError(f"there is no picture {path}; check the path") from error
+    except OSError as error:
+        raise StreamError(f"cannot read {path} ({error.strerror}); check that it is a file you may read") from error
+    if not data:
+        raise StreamError(f"picture {path} is empty (0 bytes); {_AGAIN}")
+    return data
+
+
+def _cut_short(data: bytes) -> str:
+    """What is missing at the end of a picture file; empty when nothing is.
+
+    OpenCV decodes half a JPEG without a word, the rest in grey.
+    """
+    if data.startswith(b"\xff\xd8\xff"):
+        # Bytes FF D9 cannot occur in compressed data, but do in thumbnails, which stand before the last scan.
+        return "" if data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda") else "its JPEG data has no end mark"
+    if data.startswith(b"\x89PNG"):
+        return "" if b"IEND" in data else "its PNG data has no end mark"
+    announced = 0
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        announced = int.from_bytes(data[4:8], "little") + 8
+    elif data.startswith(b"BM"):
+        announced = int.from_bytes(data[2:6], "little")
+    return f"it has {len(data)} of {announced} bytes" if len(data) < announced else ""

@@ -1,0 +1,247 @@
+"""Runners: one network, arrays in and arrays out, whatever executes it.
+
+`open_runner` chooses by the file's suffix. Nothing ever falls back to another backend on its own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_mrcnn.errors import EngineError, ExportError
+from edge_mrcnn.sidecar import EngineSidecar
+from edge_mrcnn.spec import ModelSpec
+
+logger = logging.getLogger(__name__)
+
+Array = npt.NDArray[Any]
+
+_EXPORT = "make it with: edge-mrcnn export MODEL_NAME --weights FILE -o model.onnx"
+
+
+class Runner(Protocol):
+    """Executes one network.
+
+    Attributes:
+        spec: What the network is and expects.
+        backend: Who executes it where, such as `onnxruntime-cpu`; every reported figure names it.
+        max_batch: Most pictures in one call, None where there is no limit.
+    """
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What the network is and expects."""
+
+    @property
+    def backend(self) -> str:
+        """Who executes it where."""
+
+    @property
+    def max_batch(self) -> int | None:
+        """Most pictures in one call, None where there is no limit."""
+
+    def infer(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Run the network once.
+
+        Args:
+            feeds: Every input by name: `images (B, H, W, 3)` uint8 RGB, `image_hw (B, 2)` float32.
+            outputs: Names of the outputs wanted; all of them when None. What only the others need is not computed
+                where the backend can leave it out.
+
+        Returns:
+            The outputs by name.
+
+        Raises:
+            EngineError: The runner is closed or the network fails.
+            ValueError: An input is missing or unknown, or an output is.
+        """
+
+    def close(self) -> None:
+        """Give back what the network holds. A second call does nothing."""
+
+    def __enter__(self) -> Runner: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class OrtRunner:
+    """Runs `model.onnx` in ONNX Runtime on the CPU.
+
+    Example:
+        >>> with OrtRunner("model.onnx") as runner:  # doctest: +SKIP
+        ...     outputs = runner.infer({"images": images, "image_hw": image_hw})
+    """
+
+    backend = "onnxruntime-cpu"
+
+    def __init__(self, path: str | Path, threads: int | None = None) -> None:
+        """Load a network.
+
+        Args:
+            path: An ONNX file made by `edge-mrcnn export`.
+            threads: CPU threads of one call; None or 0 for one per core.
+
+        Raises:
+            EngineError: The file is missing or unreadable, ONNX Runtime is not installed or cannot run the network.
+            ExportError: The file is empty, damaged, no ONNX file or not one of ours.
+            ValueError: `threads` is negative.
+        """
+        if threads is not None and threads < 0:
+            raise ValueError(f"threads must be 0 (one per core) or more, got {threads}")
+        self.path = Path(path)
+        _check_file(self.path)
+        self._session = _open_session(self.path, threads or 0)
+        self._spec = ModelSpec.from_metadata(self._session.get_modelmeta().custom_metadata_map, self.path)
+        inputs = self._session.get_inputs()
+        self._inputs = tuple(item.name for item in inputs)
+        self._outputs = tuple(item.name for item in self._session.get_outputs())
+        batch = inputs[0].shape[0] if inputs and inputs[0].shape else None
+        self._max_batch = batch if isinstance(batch, int) else None
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What the network is and expects."""
+        return self._spec
+
+    @property
+    def max_batch(self) -> int | None:
+        """Most pictures in one call, None where there is no limit."""
+        return self._max_batch
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the outputs."""
+        return self._outputs
+
+    def infer(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Run the network once.
+
+        Args:
+            feeds: Every input by name: `images (B, H, W, 3)` uint8 RGB, `image_hw (B, 2)` float32.
+            outputs: Names of the outputs wanted; all of them when None. What only the others need is not computed.
+
+        Returns:
+            The outputs by name.
+
+        Raises:
+            EngineError: The runner is closed or the network fails.
+            ValueError: An input is missing or unknown, or an output is.
+        """
+        if self._session is None:
+            raise EngineError(f"the runner of {self.path} is closed; open a new one: OrtRunner({str(self.path)!r})")
+        wanted = list(self._outputs if outputs is None else outputs)
+        _check_names("input", feeds, self._inputs, complete=True)
+        _check_names("output", wanted, self._outputs, complete=False)
+        import onnxruntime
+
+        options = onnxruntime.RunOptions()
+        options.only_execute_path_to_fetches = outputs is not None
+        try:
+            results = self._session.run(wanted, dict(feeds), options)
+        except Exception as error:  # its exceptions have no base but Exception
+            given = {name: f"{value.dtype} {value.shape}" for name, value in feeds.items()}
+            height, width = self._spec.input_hw
+            raise EngineError(
+                f"ONNX Runtime cannot run {self.path} on {given}: {_first_line(error)}; the network takes images uint8 "
+                f"(B, {height}, {width}, 3) and image_hw float32 (B, 2)"
+            ) from error
+        return dict(zip(wanted, (np.asarray(result) for result in results), strict=True))
+
+    def close(self) -> None:
+        """Give back the network's memory. A second call does nothing."""
+        self._session = None
+
+    def __enter__(self) -> OrtRunner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._session is None else self._spec.name
+        return f"OrtRunner({str(self.path)!r}, {state})"
+
+
+def open_runner(path: str | Path, threads: int | None = None) -> Runner:
+    """Open a network by its file's suffix: `.onnx` runs on the CPU in ONNX Runtime.
+
+    Args:
+        path: `model.onnx`, or an engine with its sidecar beside it.
+        threads: CPU threads of one call; None or 0 for one per core. Engines have no use for it.
+
+    Returns:
+        The runner; the caller closes it.
+
+    Raises:
+        EngineError: The file is missing, or cannot be run here; engines cannot yet.
+        ExportError: The file is not a network of ours.
+        ValueError: The suffix is neither `.onnx` nor `.engine`.
+
+    Example:
+        >>> with open_runner("model.onnx") as runner:  # doctest: +SKIP
+        ...     print(runner.spec.class_names)
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix == ".onnx":
+        return OrtRunner(path, threads)
+    if suffix == ".engine":
+        sidecar = EngineSidecar.load_for(path)
+        raise EngineError(
+            f"{path} is a {sidecar.flavour} {sidecar.precision} engine for {sidecar.target}. Running engines needs an "
+            "NVIDIA GPU and a runner that this version of edge_mrcnn does not have yet; run the ONNX file that it was "
+            "built from on the CPU instead: edge-mrcnn run model.onnx SOURCE"
+        )
+    raise ValueError(f"{path} is neither a model.onnx nor an .engine; {_EXPORT}")
+
+
+def _check_file(path: Path) -> None:
+    if path.is_dir():
+        raise EngineError(f"{path} is a folder, not a model; give the .onnx file in it")
+    if not path.exists():
+        raise EngineError(f"there is no model {path}; check the path, or {_EXPORT}")
+    if path.stat().st_size == 0:
+        raise ExportError(f"{path} is empty (0 bytes): the copy or the export was cut short; {_EXPORT}")
+
+
+def _open_session(path: Path, threads: int) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise EngineError(
+            f"running {path} needs ONNX Runtime ({error}); install it with: pip install 'edge-mrcnn[cpu]'"
+        ) from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors only: it warns about its own optimiser
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions have no base but Exception
+        if type(error).__name__ in ("InvalidProtobuf", "InvalidGraph", "NoModel"):
+            raise ExportError(f"{path} is damaged or no ONNX file ({_first_line(error)}); {_EXPORT}") from error
+        raise EngineError(
+            f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {_first_line(error)}; a newer one may: "
+            "pip install --upgrade onnxruntime"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _check_names(kind: str, given: Mapping[str, Array] | Sequence[str], known: tuple[str, ...], complete: bool) -> None:
+    unknown = [name for name in given if name not in known]
+    missing = [name for name in known if name not in given] if complete else []
+    if unknown or missing:
+        problem = f"unknown: {', '.join(unknown)}" if unknown else f"missing: {', '.join(missing)}"
+        raise ValueError(f"{kind}s of the network are {', '.join(known)}; {problem}")
