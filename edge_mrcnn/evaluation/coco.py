@@ -326,12 +326,11 @@ def _frames(
     """Pictures with their entries in the file; a bar on a terminal."""
     from tqdm import tqdm
 
-    from edge_mrcnn.runtime.sources import open_source
+    from edge_mrcnn.runtime.pictures import read_picture
 
     bar = tqdm(images, "evaluating", unit=" pictures", disable=None)
-    for image, path in zip(bar, paths, strict=True):
-        with open_source(str(path)) as source:
-            frame = next(iter(source))
+    for index, (image, path) in enumerate(zip(bar, paths, strict=True)):
+        frame = Frame(read_picture(path), str(path), index)
         expected = (image.get("height", frame.image_hw[0]), image.get("width", frame.image_hw[1]))
         if frame.image_hw != expected:
             raise StreamError(

@@ -61,7 +61,7 @@ def test_unlike_subjects_are_refused() -> None:
     with pytest.raises(ValueError, match="different names"):
         compare(one, two, pictures=pictures())
     two.name, two.threads = "b", 1
-    with pytest.raises(ValueError, match="same number of threads, got {'a': 2, 'b': 1}"):
+    with pytest.raises(ValueError, match="same number of threads"):
         compare(one, two, pictures=pictures())
     with pytest.raises(ValueError, match="all of one size"):
         bench(one, [])
