@@ -72,7 +72,7 @@ def run(options: Options) -> None:
     """Does what the options ask for."""
     size = parse_size(options.size)
     if options.clip is not None:
-        from .clip import write_clip
+        from .clip_writer import write_clip
 
         write_clip(options.out, options.seed, options.clip, options.fps, size, options.quality)
     elif options.images is not None:
@@ -86,11 +86,14 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run(tyro.cli(Options, args=arguments, prog="python -m edge_mrcnn.training.tabletop"))
     except (ValueError, OutputExistsError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        sys.stderr.write(f"error: {error}\n")
         return 2
     except (EdgeMrcnnError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        sys.stderr.write(f"error: {error}\n")
         return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; nothing was left behind\n")
+        return 130
     return 0
 
 

@@ -41,7 +41,8 @@ def load_mujoco() -> Any:
     chosen = backend()
     if chosen is None:
         raise EdgeMrcnnError(
-            "Rendering needs OSMesa or EGL, and neither library can be loaded. Install one: sudo apt-get install -y libosmesa6"
+            "Rendering needs OSMesa or EGL, and neither library can be loaded. Install one: "
+            "sudo apt-get install -y libosmesa6"
         )
     if "mujoco" in sys.modules and "MUJOCO_GL" not in os.environ:
         raise EdgeMrcnnError(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 
@@ -30,18 +30,18 @@ class Mesh:
     texcoords: Array
     faces: NDArray[np.int64]
 
-    def moved(self, offset: Sequence[float]) -> Mesh:
+    def moved(self, offset: ArrayLike) -> Mesh:
         """The mesh shifted by `offset` (3,), metres."""
         return Mesh(self.vertices + np.asarray(offset, float), self.normals, self.texcoords, self.faces)
 
-    def turned(self, axes: Sequence[Sequence[float]]) -> Mesh:
+    def turned(self, axes: ArrayLike) -> Mesh:
         """The mesh rotated by the 3x3 matrix `axes`, whose columns are the images of x, y and z."""
         rotation = np.asarray(axes, float)
         return Mesh(self.vertices @ rotation.T, self.normals @ rotation.T, self.texcoords, self.faces)
 
 
 def _unit(vectors: Array) -> Array:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12))
 
 
 def _grid_faces(rows: int, columns: int, offset: int = 0) -> NDArray[np.int64]:
@@ -103,7 +103,7 @@ def sphere(radius: float, sides: int = 28) -> Mesh:
     return lathe([(max(radius * np.cos(a), 0.0), radius * np.sin(a)) for a in angle], sides)
 
 
-def tube(path: Sequence[Sequence[float]], radii: Sequence[float], sides: int = 12) -> Mesh:
+def tube(path: ArrayLike, radii: ArrayLike, sides: int = 12) -> Mesh:
     """Sweeps a circle along a path; both ends are closed.
 
     Args:
@@ -137,7 +137,7 @@ def torus(radius: float, thickness: float, sides: int = 24) -> Mesh:
     return lathe([(radius + thickness / 2 * np.sin(a), -thickness / 2 * np.cos(a)) for a in angle], sides)
 
 
-def box(half: Sequence[float], atlas: bool = False, repeat: float = 1.0) -> Mesh:
+def box(half: ArrayLike, atlas: bool = False, repeat: float = 1.0) -> Mesh:
     """A box around the origin.
 
     Args:
@@ -161,14 +161,16 @@ def box(half: Sequence[float], atlas: bool = False, repeat: float = 1.0) -> Mesh
     corners = np.array([[0, 0], [0, 1], [1, 1], [1, 0]], float)
     vertices, normals, texcoords, faces = [], [], [], []
     for k, (normal, u, v) in enumerate(frames):
-        vertices.append((normal + (2 * corners[:, :1] - 1) * u + (2 * corners[:, 1:] - 1) * v) * np.asarray(half, float))
+        vertices.append(
+            (normal + (2 * corners[:, :1] - 1) * u + (2 * corners[:, 1:] - 1) * v) * np.asarray(half, float)
+        )
         normals.append(np.tile(normal, (4, 1)))
-        texcoords.append((corners + [k % 3, k // 3]) / [3, 2] if atlas else corners * repeat)
+        texcoords.append((corners + np.array([k % 3, k // 3])) / [3, 2] if atlas else corners * repeat)
         faces.append(np.array([[0, 1, 2], [0, 2, 3]], np.int64) + 4 * k)
     return Mesh(np.concatenate(vertices), np.concatenate(normals), np.concatenate(texcoords), np.concatenate(faces))
 
 
-def extrude(outline: Sequence[Sequence[float]], height: float) -> Mesh:
+def extrude(outline: ArrayLike, height: float) -> Mesh:
     """Raises a star-shaped outline, counter-clockwise in the xy plane around the origin, by `height` metres."""
     ring = np.asarray(outline, float)
     count = len(ring)

@@ -68,7 +68,9 @@ def bottle(rng: Rng) -> Thing:
     cap = Part(lathe(top, 20), Look(textures.contrasting(rng, tint), None, 0.4, 0.4))
     solid = Collider("cylinder", (radius, height * (shoulder + 0.04) / 2), (0, 0, height * (shoulder + 0.04) / 2))
     stem = Collider("cylinder", (wide, height * 0.2), (0, 0, height * 0.8))
-    return Thing("bottle", [Part(lathe(outline, 32), look), Part(wrap, paper), cap], [solid, stem], 0.5, 0.68, (ON_ITS_SIDE,))
+    return Thing(
+        "bottle", [Part(lathe(outline, 32), look), Part(wrap, paper), cap], [solid, stem], 0.5, 0.68, (ON_ITS_SIDE,)
+    )
 
 
 def bowl(rng: Rng) -> Thing:
@@ -144,7 +146,8 @@ def banana(rng: Rng) -> Thing:
     look = Look((1, 1, 1), textures.peel(rng), 0.2, 0.3)
     ends = path[[2, 4, 7, 10, 12]]
     solids = [
-        Collider("capsule", (thick * s,), fromto=(*ends[k], *ends[k + 1])) for k, s in enumerate((0.72, 0.95, 0.95, 0.7))
+        Collider("capsule", (thick * s,), fromto=(*ends[k], *ends[k + 1]))
+        for k, s in enumerate((0.72, 0.95, 0.95, 0.7))
     ]
     return Thing("banana", [Part(tube(path, [thick * s for s in swell], 7), look)], solids, 0.15, 0.85)
 
@@ -180,8 +183,11 @@ def hammer(rng: Rng) -> Thing:
         parts.append(Part(tube(hold, swell[:4] * 1.12, 12), rubber))
     face, reach = rng.uniform(0.013, 0.018), rng.uniform(0.042, 0.055)
     cheek = box((face * 0.95, reach * 0.55, face * 0.85)).moved((length, 0, 0))
-    poll = tube([(length, reach * 0.4, 0), (length, reach * 0.7, 0), (length, reach * 0.72, 0), (length, reach, 0)],
-                [face * 0.8, face * 0.8, face, face], 16)
+    poll = tube(
+        [(length, reach * 0.4, 0), (length, reach * 0.7, 0), (length, reach * 0.72, 0), (length, reach, 0)],
+        [face * 0.8, face * 0.8, face, face],
+        16,
+    )
     parts += [Part(cheek, steel), Part(poll, steel)]
     curve = np.linspace(0, 1, 6)
     for sign in (-1, 1):
@@ -226,7 +232,9 @@ def distractor(rng: Rng) -> Thing:
     if kind == 0:
         radius, height = rng.uniform(0.02, 0.04), rng.uniform(0.04, 0.09)
         mesh = lathe([(0, 0), (radius, 0), (0, height)], int(rng.choice([4, 5, 24])))
-        return Thing(None, [Part(mesh, look)], [Collider("cylinder", (radius * 0.8, height / 3), (0, 0, height / 3))], 0.1, 0.8)
+        return Thing(
+            None, [Part(mesh, look)], [Collider("cylinder", (radius * 0.8, height / 3), (0, 0, height / 3))], 0.1, 0.8
+        )
     if kind == 1:
         radius, thick = rng.uniform(0.025, 0.045), rng.uniform(0.008, 0.016)
         solid = Collider("cylinder", (radius + thick / 2, thick / 2))
@@ -241,7 +249,9 @@ def distractor(rng: Rng) -> Thing:
     if kind == 3:
         length, thick = rng.uniform(0.05, 0.075), rng.uniform(0.0035, 0.006)
         body = tube([(-length, 0, 0), (0, 0, 0), (length * 0.8, 0, 0), (length, 0, 0)], [thick] * 3 + [thick * 0.25], 8)
-        return Thing(None, [Part(body, look)], [Collider("capsule", (thick,), fromto=(-length, 0, 0, length, 0, 0))], 0.02, 1.0)
+        return Thing(
+            None, [Part(body, look)], [Collider("capsule", (thick,), fromto=(-length, 0, 0, length, 0, 0))], 0.02, 1.0
+        )
     radius = rng.uniform(0.018, 0.034)
     squash = np.diag([1.0, rng.uniform(0.5, 0.75), rng.uniform(0.4, 0.55)])
     pebble = sphere(radius).turned(squash)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
@@ -42,7 +41,7 @@ class Picture:
     Attributes:
         image: (H, W, 3) uint8 RGB.
         instances: the annotated objects; masks do not overlap.
-        depth_m: (H, W) float32, distance along the optical axis in metres.
+        depth_m: (H, W) float32, distance along the optical axis in metres; None unless it was asked for.
         intrinsics: (3, 3) float64, pixels; the top left corner of the picture is (0, 0), its first pixel's centre
             (0.5, 0.5).
         camera_from_world: (4, 4) float64, x right, y down, z forward, metres.
@@ -52,7 +51,7 @@ class Picture:
 
     image: NDArray[np.uint8]
     instances: list[Instance]
-    depth_m: NDArray[np.float32]
+    depth_m: NDArray[np.float32] | None
     intrinsics: Array
     camera_from_world: Array
     seed: int
@@ -198,13 +197,14 @@ def random_scene(rng: np.random.Generator, size: tuple[int, int]) -> tuple[Scene
     return scene, random_camera(rng, fovy, target)
 
 
-def render_picture(seed: int, index: int, size: Sequence[int] = DEFAULT_SIZE) -> Picture:
+def render_picture(seed: int, index: int, size: Sequence[int] = DEFAULT_SIZE, with_depth: bool = False) -> Picture:
     """Renders one picture of a random tabletop; the same arguments always give the same picture.
 
     Args:
         seed: names a series of pictures.
         index: number of the picture in the series.
         size: height and width, pixels.
+        with_depth: whether to render `depth_m` too.
 
     Returns:
         The picture with its instances.
@@ -217,12 +217,8 @@ def render_picture(seed: int, index: int, size: Sequence[int] = DEFAULT_SIZE) ->
     scene, camera = random_scene(rng, (height, width))
     with Eye(scene, (height, width)) as eye:
         eye.aim(camera)
-        image, bodies, depth = eye.colour(), eye.bodies(), eye.depth()
+        image, bodies = eye.colour(), eye.bodies()
+        depth = eye.depth() if with_depth else None
     instances = visible_instances(scene, bodies, camera)
     lens, matrix = camera.intrinsics((height, width)), camera.camera_from_world()
     return Picture(expose(rng, image), instances, depth, lens, matrix, seed, index)
-
-
-def instance_dict(instance: Instance) -> dict[str, Any]:
-    """Plain fields of an instance, for logs and tests."""
-    return {"class_id": instance.class_id, "track_id": instance.track_id, "pixels": int(instance.mask.sum())}

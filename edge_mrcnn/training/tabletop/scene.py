@@ -84,13 +84,33 @@ def random_pose(rng: Rng, thing: Thing) -> Array:
     if rng.uniform() < thing.upright:
         return turn
     if thing.reclined and rng.uniform() < 0.8:
-        spin = rng.uniform(0, 2 * np.pi)
+        spin = rng.uniform(0, np.pi)
         chosen = np.asarray(thing.reclined[int(rng.integers(len(thing.reclined)))], float)
-        own = np.array([np.cos(spin / 2), 0, 0, np.sin(spin / 2)]) if np.allclose(chosen, ON_ITS_SIDE) else [1, 0, 0, 0]
-        own = np.array([1.0, 0, 0, 0]) if thing.class_name in ("box", "book") else np.asarray(own, float)
-        return _product(turn, _product(chosen, own))
+        # Round things lie on any side; boxes and books on a face.
+        rolls = np.allclose(chosen, ON_ITS_SIDE) and thing.class_name not in ("box", "book")
+        return (
+            _product(turn, _product(chosen, np.array([np.cos(spin), 0, 0, np.sin(spin)])))
+            if rolls
+            else _product(turn, chosen)
+        )
     free = rng.normal(size=4)
     return np.asarray(free / np.linalg.norm(free))
+
+
+def _free_spot(
+    rng: Rng, low: Array, high: Array, boxes: list[tuple[Array, Array]], spread: float
+) -> tuple[float, Array]:
+    """Where a thing with corners `low` and `high` (3,) goes: the height of what is under it, and its position (2,)."""
+    spots: list[tuple[float, Array]] = []
+    for _ in range(10):
+        xy = rng.normal(0, spread, 2) * (1.15, 1.0)
+        # Bounding boxes overstate a round or slanting thing, hence a little overlap is allowed.
+        inner_low, inner_high = xy + 0.9 * low[:2], xy + 0.9 * high[:2]
+        under = [top[2] for bottom, top in boxes if (bottom[:2] < inner_high).all() and (top[:2] > inner_low).all()]
+        spots.append((float(max(under, default=0.0)), xy))
+        if spots[-1][0] == 0.0:
+            break
+    return min(spots, key=lambda spot: spot[0])
 
 
 def place(rng: Rng, things: list[Thing], spread: float, drop: tuple[float, float] = (0.002, 0.02)) -> list[Placed]:
@@ -108,21 +128,10 @@ def place(rng: Rng, things: list[Thing], spread: float, drop: tuple[float, float
         quat = random_pose(rng, thing)
         corners = thing.vertices() @ rotation(quat).T
         low, high = corners.min(0), corners.max(0)
-        best: tuple[float, Array] | None = None
-        for _ in range(10):
-            xy = rng.normal(0, spread, 2) * (1.15, 1.0)
-            # Bounding boxes overstate a round or slanting thing, hence a little overlap is allowed.
-            inner_low, inner_high = xy + 0.9 * low[:2], xy + 0.9 * high[:2]
-            under = [top[2] for bottom, top in boxes if (bottom[:2] < inner_high).all() and (top[:2] > inner_low).all()]
-            height = max(under, default=0.0)
-            if best is None or height < best[0]:
-                best = (height, xy)
-            if height == 0.0:
-                break
-        assert best is not None
-        if best[0] > _MAX_STACK:
+        height, xy = _free_spot(rng, low, high, boxes, spread)
+        if height > _MAX_STACK:
             continue
-        pos = np.array([*best[1], best[0] - low[2] + rng.uniform(*drop)])
+        pos = np.array([*xy, height - low[2] + rng.uniform(*drop)])
         placed.append(Placed(thing, pos, quat))
         boxes.append((pos + low, pos + high))
     return placed
@@ -154,7 +163,9 @@ class _Builder:
     def material(self, look: Look) -> str:
         """Adds a material with its texture, and returns its name."""
         name = self._name("material")
-        material = self.spec.add_material(name=name, rgba=[*look.rgb, 1.0], specular=look.specular, shininess=look.shininess)
+        material = self.spec.add_material(
+            name=name, rgba=[*look.rgb, 1.0], specular=look.specular, shininess=look.shininess
+        )
         if look.texture is not None:
             # OpenGL's helpers rescale other sizes than powers of two on the CPU, which took most of a picture's time.
             height, width = (2 ** round(np.log2(side)) for side in look.texture.shape[:2])

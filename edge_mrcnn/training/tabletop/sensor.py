@@ -51,7 +51,7 @@ def apply(sensor: Sensor, rng: np.random.Generator, image: NDArray[np.uint8]) ->
         pixels = cv2.GaussianBlur(pixels, (0, 0), sensor.blur)
     spread = (sensor.read + sensor.shot * np.sqrt(np.clip(pixels, 0, 1))) / 255.0
     pixels += rng.standard_normal(pixels.shape, np.float32) * spread
-    return (np.clip(pixels, 0, 1) * 255 + 0.5).astype(np.uint8)
+    return np.asarray(np.clip(pixels, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
 def expose(rng: np.random.Generator, image: NDArray[np.uint8]) -> NDArray[np.uint8]:

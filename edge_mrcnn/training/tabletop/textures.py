@@ -7,13 +7,28 @@ from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Image = NDArray[np.uint8]
 Colour = tuple[float, float, float]
 
 _LETTERS = "ABCDEFGHIKLMNOPRSTUVZ"
-_WORDS = ("MILK", "TEA", "COLA", "SOUP", "OATS", "RICE", "BEANS", "SODA", "JUICE", "CORN", "PEAS", "FRESH", "GOLD", "ORA")
+_WORDS = (
+    "MILK",
+    "TEA",
+    "COLA",
+    "SOUP",
+    "OATS",
+    "RICE",
+    "BEANS",
+    "SODA",
+    "JUICE",
+    "CORN",
+    "PEAS",
+    "FRESH",
+    "GOLD",
+    "ORA",
+)
 
 
 def colour(rng: np.random.Generator, saturation: tuple[float, float] = (0.3, 0.95), value: float = 0.35) -> Colour:
@@ -33,26 +48,33 @@ def contrasting(rng: np.random.Generator, base: Colour) -> Colour:
     return candidates[int(order[rng.integers(2)])]
 
 
-def _paint(fraction: NDArray[np.floating], low: Sequence[float], high: Sequence[float]) -> Image:
+def to_bytes(pixels: NDArray[np.floating]) -> Image:
+    """Pixels of 0 to 1 as uint8; what lies outside is clipped."""
+    return np.asarray(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
+
+
+def _paint(fraction: NDArray[np.floating], low: ArrayLike, high: ArrayLike) -> Image:
     """Blends two colours by `fraction` (H, W) in 0 to 1."""
     mix = np.asarray(low) + fraction[..., None] * (np.asarray(high) - np.asarray(low))
-    return (np.clip(mix, 0, 1) * 255).astype(np.uint8)
+    return to_bytes(mix)
 
 
-def fractal(rng: np.random.Generator, height: int, width: int, stretch: float = 1.0, octaves: int = 4) -> NDArray[np.float32]:
+def fractal(
+    rng: np.random.Generator, height: int, width: int, stretch: float = 1.0, octaves: int = 4
+) -> NDArray[np.float32]:
     """Smooth noise (H, W) float in 0 to 1; `stretch` above 1 draws it out along the columns' direction."""
     total = np.zeros((height, width), np.float32)
     for octave in range(octaves):
         cells = 3 * 2**octave
         grid = rng.random((max(2, int(cells / stretch)), cells)).astype(np.float32)
         total += cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC) / 2**octave
-    return (total - total.min()) / max(float(np.ptp(total)), 1e-6)
+    return np.asarray((total - total.min()) / max(float(np.ptp(total)), 1e-6), np.float32)
 
 
 def plain(rng: np.random.Generator, base: Colour, grain: float = 0.06, size: int = 64) -> Image:
     """One colour with a faint grain."""
     shade = 1.0 + grain * (fractal(rng, size, size) - 0.5)
-    return (np.clip(np.asarray(base) * shade[..., None], 0, 1) * 255).astype(np.uint8)
+    return to_bytes(np.asarray(base) * shade[..., None])
 
 
 def wood(rng: np.random.Generator, size: int = 128) -> Image:
@@ -98,7 +120,7 @@ def stripes(rng: np.random.Generator, size: int = 128) -> Image:
 def gradient(rng: np.random.Generator, size: int = 128) -> Image:
     """A slow change from one colour to another."""
     field = np.tile(np.linspace(0, 1, size), (size, 1))
-    return _paint(np.rot90(field, rng.integers(4)), colour(rng, (0.0, 0.5)), colour(rng, (0.0, 0.5)))
+    return _paint(np.rot90(field, int(rng.integers(4))), colour(rng, (0.0, 0.5)), colour(rng, (0.0, 0.5)))
 
 
 def surface(rng: np.random.Generator, size: int = 128) -> Image:
@@ -137,7 +159,9 @@ def _word(rng: np.random.Generator) -> str:
     return "".join(rng.choice(list(_LETTERS), rng.integers(3, 6)))
 
 
-def _write(rng: np.random.Generator, pixels: Image, text: str, ink: Sequence[int], top: float, left: float = 0.5) -> None:
+def _write(
+    rng: np.random.Generator, pixels: Image, text: str, ink: Sequence[int], top: float, left: float = 0.5
+) -> None:
     """Writes `text` centred at the fraction (top, left) of the picture."""
     height, width = pixels.shape[:2]
     scale = height / 100.0 * rng.uniform(0.6, 1.0)
@@ -218,4 +242,4 @@ def peel(rng: np.random.Generator, size: int = 64) -> Image:
     spots = fractal(rng, size, size, octaves=5) > rng.uniform(0.78, 1.0)
     pixels[spots] *= (0.6, 0.5, 0.5)
     end = np.clip(np.abs(np.linspace(-1, 1, size)) * 6 - 5, 0, 1)[:, None, None]
-    return (pixels * (1 - end) + np.array([70, 52, 28]) * end).astype(np.uint8)
+    return np.asarray(pixels * (1 - end) + np.array([70, 52, 28]) * end, np.uint8)

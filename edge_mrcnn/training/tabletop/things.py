@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from .meshes import Array, Mesh
 
-# Rows of this matrix turn a collider that stands along z onto the x or y axis: (w, x, y, z) quaternions.
 UPRIGHT = (1.0, 0.0, 0.0, 0.0)
+"""Quaternion (w, x, y, z) that turns nothing."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,9 @@ class Thing:
         return np.concatenate([part.mesh.vertices for part in self.parts])
 
 
-def ring_of_boxes(low: tuple[float, float], high: tuple[float, float], thickness: float, count: int = 8) -> list[Collider]:
+def ring_of_boxes(
+    low: tuple[float, float], high: tuple[float, float], thickness: float, count: int = 8
+) -> list[Collider]:
     """Boxes that stand in for the slanted wall of a bowl or plate.
 
     Args:

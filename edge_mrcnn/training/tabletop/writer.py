@@ -71,7 +71,9 @@ def write_image(path: Path, image: NDArray[np.uint8], quality: int = 90) -> None
     """
     flags = [cv2.IMWRITE_JPEG_QUALITY, quality] if path.suffix == ".jpg" else []
     if not cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR), flags):
-        raise EdgeMrcnnError(f"{path} cannot be written. Check that the disk has room and the folder may be written to.")
+        raise EdgeMrcnnError(
+            f"{path} cannot be written. Check that the disk has room and the folder may be written to."
+        )
 
 
 def picture_record(picture: Picture, name: str) -> Record:
