@@ -139,8 +139,9 @@ def _make_background(size_wh: tuple[int, int]) -> npt.NDArray[np.uint8]:
     width, height = size_wh
     shade = np.linspace(0, 1, height)[:, None, None]
     image = np.array([[(58, 64, 74)]]) * (1 - shade) + np.array([[(112, 104, 96)]]) * shade
-    picture: npt.NDArray[np.uint8] = np.broadcast_to(image, (height, width, 3)).astype(np.uint8)
+    picture = np.zeros((height, width, 3), np.uint8)
+    picture[:] = image
     step = max(min(size_wh) // 8, 4)
-    picture[::step] = (picture[::step] * 0.85).astype(np.uint8)
-    picture[:, ::step] = (picture[:, ::step] * 0.85).astype(np.uint8)
+    picture[::step] = picture[::step] * 0.85
+    picture[:, ::step] = picture[:, ::step] * 0.85
     return picture
