@@ -101,7 +101,9 @@ def rpn_proposals(
             if attributes["stride_rule"] == "grid":
                 stride = [side // cell_count for side, cell_count in zip(canvas, logits.shape[2:], strict=True)]
             found = _level_proposals(logits[picture], shifts[picture], cells[level], stride, hw, attributes)
-            kept = greedy_nms(np.array([b for b, _ in found]), np.array([s for _, s in found]), attributes["nms_threshold"])
+            kept = greedy_nms(
+                np.array([b for b, _ in found]), np.array([s for _, s in found]), attributes["nms_threshold"]
+            )
             boxes += [found[i][0] for i in kept]
             scores += [found[i][1] for i in kept]
         for row, i in enumerate(best_first(np.array(scores))[: out.shape[1]]):
@@ -206,7 +208,9 @@ def detection_nms(
         for label in {label for *_, label in found}:
             mine = [i for i, (*_, other) in enumerate(found) if other == label]
             stay = greedy_nms(
-                np.array([found[i][0] for i in mine]), np.array([found[i][1] for i in mine]), attributes["nms_threshold"]
+                np.array([found[i][0] for i in mine]),
+                np.array([found[i][1] for i in mine]),
+                attributes["nms_threshold"],
             )
             kept += [mine[i] for i in stay]
         kept.sort(key=lambda i: (-found[i][1], i))

@@ -322,12 +322,8 @@ def _level_of(b: FunctionBuilder, rois: str, levels: int) -> str:
     index = b.Cast(real, to=TensorProto.INT64)
     if levels > 1:
         double = {"to": TensorProto.DOUBLE}
-        exponent = b.Add(
-            b.Cast(b.attribute("canonical_level"), **double), b.Cast(b.attribute("level_eps"), **double)
-        )
-        scale = b.Mul(
-            b.Cast(b.attribute("canonical_scale"), **double), b.Pow(b.Cast(2.0, **double), b.Neg(exponent))
-        )
+        exponent = b.Add(b.Cast(b.attribute("canonical_level"), **double), b.Cast(b.attribute("level_eps"), **double))
+        scale = b.Mul(b.Cast(b.attribute("canonical_scale"), **double), b.Pow(b.Cast(2.0, **double), b.Neg(exponent)))
         side = b.Mul(b.Cast(b.Slice(b.attribute("strides"), [1], [levels], [0]), **double), scale)
         above = b.And(real, b.GreaterOrEqual(area, b.as_float(b.Mul(side, side))))
         index = b.Add(index, b.ReduceSum(b.Cast(above, to=TensorProto.INT64), [1], keepdims=1))

@@ -1,0 +1,127 @@
+"""Seeded weights whose scores neither tie nor saturate, pictures to go with them, and torchvision's own results.
+
+Multiplied or plain random weights give scores of 1.0 by the hundred: everything ties, and a comparison of two correct
+implementations fails. So each output layer is scaled to a given spread on the very kind of pictures used later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops.poolers import LevelMapper
+
+from edge_mrcnn.training.zoo import build_model
+
+Images = npt.NDArray[np.uint8]
+Sizes = Sequence[tuple[int, int]]
+
+CLASSES = 7
+CALIBRATION_HW = (256, 320)
+PADDING = 114
+"""Grey of the letterbox: not black, so that a network that reads the padding is found out."""
+
+
+def picture(height: int, width: int, seed: int) -> Images:
+    """A noisy background with a dozen noisy rectangles: uint8 RGB."""
+    rng = np.random.default_rng(seed)
+    out = rng.integers(90, 160, (1, 1, 3)) + rng.normal(0, 6, (height, width, 3))
+    for _ in range(14):
+        x, y = rng.integers(0, width - 20), rng.integers(0, height - 20)
+        patch = out[y : y + rng.integers(12, height // 2), x : x + rng.integers(12, width // 2)]
+        patch[:] = rng.integers(0, 255, (1, 1, 3)) + rng.normal(0, 12, patch.shape)
+    return out.clip(0, 255).astype(np.uint8)
+
+
+def letterboxed(canvas: tuple[int, int], contents: Sizes, seed: int) -> tuple[Images, npt.NDArray[np.float32]]:
+    """Pictures of the given content sizes at the top left of a canvas: images `(B, H, W, 3)`, image_hw `(B, 2)`."""
+    images = np.full((len(contents), *canvas, 3), PADDING, np.uint8)
+    for index, (height, width) in enumerate(contents):
+        images[index, :height, :width] = picture(height, width, seed + index)
+    return images, np.array(contents, np.float32)
+
+
+def seeded_model(name: str, background: float = 6.0, seed: int = 0) -> MaskRCNN:
+    """A model of the zoo with seeded weights and spread-out scores.
+
+    Args:
+        name: Name in the zoo.
+        background: Added to the background's logit: the higher, the fewer detections.
+        seed: Of the weights.
+    """
+    torch.manual_seed(seed)
+    model = build_model(name, CLASSES)
+    images, sizes = letterboxed(CALIBRATION_HW, [CALIBRATION_HW] * 4, seed=1000)
+    fix_pools(model, CALIBRATION_HW)
+
+    def forward() -> None:
+        reference(model, images, sizes)
+
+    with torch.no_grad():
+        calibrate_norms(model, forward)
+        heads = model.roi_heads
+        for layer, spread in (
+            (model.rpn.head.cls_logits, 2.0),
+            (model.rpn.head.bbox_pred, 0.3),
+            (heads.box_predictor.cls_score, 1.5),
+            (heads.box_predictor.bbox_pred, 1.0),
+            (heads.mask_predictor.mask_fcn_logits, 2.0),
+        ):
+            scale_output(layer, spread, forward)
+        heads.box_predictor.cls_score.bias[0] += background
+    return model
+
+
+def calibrate_norms(model: nn.Module, forward: Callable[[], None]) -> None:
+    """Let each batch norm see what it normalises, so that activations keep their size through a deep network."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None  # a plain average
+        norm.reset_running_stats()
+        norm.train()
+    forward()
+    model.eval()
+
+
+def scale_output(layer: nn.Module, spread: float, forward: Callable[[], None]) -> None:
+    """Centre each channel of a layer's output and scale it to the given standard deviation."""
+    seen: list[Tensor] = []
+    with layer.register_forward_hook(lambda _module, _inputs, y: seen.append(y.transpose(0, 1).flatten(1))):
+        forward()
+    values = torch.cat(seen, 1)
+    factor = spread / values.std(1).clamp(min=1e-6)
+    weight: Any = layer.weight
+    bias: Any = layer.bias
+    weight *= factor.view(-1, *[1] * (weight.dim() - 1))
+    bias.copy_((bias - values.mean(1)) * factor)
+
+
+def fix_pools(model: MaskRCNN, canvas: tuple[int, int]) -> None:
+    """Set the pools' scales: torchvision infers them from the first picture's content, which a letterbox misleads."""
+    with torch.no_grad():
+        features = model.backbone(torch.zeros(1, 3, *canvas))
+    for pool in (model.roi_heads.box_roi_pool, model.roi_heads.mask_roi_pool):
+        strides = [2 ** round(np.log2(canvas[0] / features[name].shape[2])) for name in pool.featmap_names]
+        pool.scales = [1 / stride for stride in strides]
+        first, last = int(np.log2(strides[0])), int(np.log2(strides[-1]))
+        pool.map_levels = LevelMapper(first, last, pool.canonical_scale, pool.canonical_level)
+
+
+@torch.no_grad()
+def reference(model: MaskRCNN, images: Images, image_hw: npt.NDArray[np.float32]) -> list[dict[str, Tensor]]:
+    """torchvision's own forward on letterboxed pictures: normalise the content, pad with zeros, then its modules."""
+    sizes = [(int(height), int(width)) for height, width in image_hw]
+    batch = torch.zeros(len(images), 3, *images.shape[1:3])
+    for row, image, (height, width) in zip(batch, images, sizes, strict=True):
+        content = torch.from_numpy(image[:height, :width]).permute(2, 0, 1).float() / 255
+        row[:, :height, :width] = model.transform.normalize(content)
+    features = model.backbone(batch)
+    proposals, _ = model.rpn(ImageList(batch, sizes), features)
+    results: list[dict[str, Tensor]] = model.roi_heads(features, proposals, sizes)[0]
+    return results
