@@ -92,21 +92,21 @@ def free_memory(driver: Any | None = None) -> int | None:
     A GPU that shares the host's memory reports little of what the kernel's page cache would give back, so there the
     host's available memory counts. Otherwise this opens the GPU's primary context: call it in the process that builds.
     """
-    gpus = find_gpus(driver)
-    if not gpus:
+    driver = driver or load_driver()
+    gpus = find_gpus(driver) if driver is not None else []
+    if driver is None or not gpus:
         return None
     if gpus[0].integrated:
         return available_host_memory()
-    driver = driver or load_driver()
     device, context = ctypes.c_int(), ctypes.c_void_p()
     free, total = ctypes.c_size_t(), ctypes.c_size_t()
-    calls = (
-        lambda: driver.cuDeviceGet(ctypes.byref(device), 0),
-        lambda: driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device),
-        lambda: driver.cuCtxSetCurrent(context),
-        lambda: driver.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)),
+    failed = (
+        driver.cuDeviceGet(ctypes.byref(device), 0)
+        or driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
+        or driver.cuCtxSetCurrent(context)
+        or driver.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
     )
-    return free.value if all(call() == 0 for call in calls) else None
+    return None if failed else free.value
 
 
 def available_host_memory() -> int | None:

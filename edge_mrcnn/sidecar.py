@@ -1,4 +1,4 @@
-"""`EngineSidecar`: what stands beside an engine, so that it can be run without its ONNX file and refused where it must be.
+"""`EngineSidecar`: what stands beside an engine, so that it runs without its ONNX file and is refused where it must be.
 
 An engine is code for one TensorRT and one kind of device, and says neither in a readable way. The sidecar does, with
 the model's spec and hashes of everything the engine was made from.
@@ -146,8 +146,8 @@ class EngineSidecar:
             sidecar = cls.from_json(path.read_text(encoding="utf-8"), path)
         except FileNotFoundError as error:
             raise EngineError(
-                f"{engine} has no sidecar {path.name} beside it. An engine is code, so one of unknown origin is not run; "
-                f"copy the sidecar along with the engine, or {REBUILD}"
+                f"{engine} has no sidecar {path.name} beside it. An engine is code, so one of unknown origin is not "
+                f"run; copy the sidecar along with the engine, or {REBUILD}"
             ) from error
         except (OSError, UnicodeDecodeError) as error:
             raise EngineError(f"cannot read the sidecar {path} ({error}); {REBUILD}") from error
@@ -155,7 +155,8 @@ class EngineSidecar:
         if found != sidecar.engine_sha256:
             raise EngineError(
                 f"{engine} is not the engine its sidecar was written for: SHA-256 {found[:12]}..., the sidecar says "
-                f"{sidecar.engine_sha256[:12]}...; the copy is incomplete or the file was changed; copy both again, or {REBUILD}"
+                f"{sidecar.engine_sha256[:12]}...; the copy is incomplete or the file was changed; copy both again, or "
+                f"{REBUILD}"
             )
         return sidecar
 

@@ -30,12 +30,14 @@ def custom_nodes(graph: gs.Graph) -> Iterator[tuple[gs.Node, OpSpec]]:
         if node.domain == DOMAIN:
             if node.op not in OPS:
                 raise PluginError(
-                    f"node {node.name!r}: there is no op {DOMAIN}.{node.op}, expected one of {', '.join(OPS)}; {EXPORT_AGAIN}"
+                    f"node {node.name!r}: there is no op {DOMAIN}.{node.op}, expected one of {', '.join(OPS)}; "
+                    f"{EXPORT_AGAIN}"
                 )
             yield node, OPS[node.op]
         elif node.op in OPS:
             raise PluginError(
-                f"node {node.name!r}: {node.op} stands in domain {node.domain or 'ai.onnx'!r}, expected {DOMAIN!r}; {EXPORT_AGAIN}"
+                f"node {node.name!r}: {node.op} stands in domain {node.domain or 'ai.onnx'!r}, expected {DOMAIN!r}; "
+                f"{EXPORT_AGAIN}"
             )
 
 

@@ -1,6 +1,6 @@
 """A two-stage network of a few kilobytes with all three custom ops, made with onnx alone: fast to pass, build and run.
 
-    python -m tests.compiler.tiny_model model.onnx
+python -m tests.compiler.tiny_model model.onnx
 """
 
 from __future__ import annotations
@@ -93,7 +93,9 @@ class Builder:
         return self.add("Conv", x, weight, bias, kernel_shape=[size] * 2, strides=[stride] * 2, pads=[size // 2] * 4)
 
 
-def build_tiny_model(batch: int | str = "batch", canvas: tuple[int, int] = CANVAS, spec: ModelSpec = SPEC) -> onnx.ModelProto:
+def build_tiny_model(
+    batch: int | str = "batch", canvas: tuple[int, int] = CANVAS, spec: ModelSpec = SPEC
+) -> onnx.ModelProto:
     """The network as an ONNX model with function bodies and spec.
 
     Args:
@@ -140,7 +142,12 @@ def _backbone(b: Builder) -> list[str]:
 def _mask_head(b: Builder, features: list[str]) -> None:
     pooled = b.custom("PyramidRoiAlign", "boxes", *features, names=["mask_pooled"], **ROI_ALIGN)
     up = b.add(
-        "ConvTranspose", pooled, b.draw(CHANNELS, CHANNELS, 2, 2), b.draw(CHANNELS, 1)[:, 0], kernel_shape=[2, 2], strides=[2, 2]
+        "ConvTranspose",
+        pooled,
+        b.draw(CHANNELS, CHANNELS, 2, 2),
+        b.draw(CHANNELS, 1)[:, 0],
+        kernel_shape=[2, 2],
+        strides=[2, 2],
     )
     patches = b.conv(b.add("Relu", up), CHANNELS, CLASSES, scale=3.0)
     label = b.add("Cast", b.add("Reshape", "labels", np.array([-1, 1, 1, 1])), to=TensorProto.INT64)

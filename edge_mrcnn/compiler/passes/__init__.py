@@ -71,6 +71,6 @@ def apply_passes(model: onnx.ModelProto, passes: Iterable[Pass]) -> onnx.ModelPr
         change(graph, spec)
     for node, op in custom_nodes(graph):
         check_node(node, op)
-    changed = gs.export_onnx(graph)
+    changed: onnx.ModelProto = gs.export_onnx(graph)
     changed.metadata_props.extend(model.metadata_props)
     return changed

@@ -67,7 +67,7 @@ class _Caster:
     def visit(self, node: gs.Node) -> None:
         """Give a node inputs of the types it takes, and its outputs the types that follow."""
         if any(isinstance(value, gs.Graph) for value in node.attrs.values()):
-            raise ExportError(f"node {node.name!r} ({node.op}) is control flow, which float16 cannot be propagated through")
+            raise ExportError(f"node {node.name!r} ({node.op}) is control flow: float16 cannot be propagated")
         if node.domain == DOMAIN:
             self._visit_custom(node)
         else:
@@ -76,7 +76,7 @@ class _Caster:
 
     def _visit_custom(self, node: gs.Node) -> None:
         op = OPS[node.op]
-        types = {"features": FLOAT16, "float32": FLOAT32}
+        types: dict[str, np.dtype] = {"features": FLOAT16, "float32": FLOAT32}
         for index, spec in enumerate(op.expand_inputs(op.levels(len(node.inputs)))):
             if spec.dtype in types:
                 self._cast_input(node, index, types[spec.dtype])
@@ -117,11 +117,12 @@ class _Caster:
         values = np.asarray(tensor.values)
         size = np.abs(values)
         if np.isnan(size).any():
-            raise EngineError(f"weight {tensor.name!r} holds values that are not numbers; check the checkpoint it came from")
+            raise EngineError(f"weight {tensor.name!r} holds values that are not numbers; check its checkpoint")
         finite = size[np.isfinite(size)]
         if dtype == FLOAT16 and finite.size and finite.max() > LARGEST:
             raise EngineError(
-                f"weight {tensor.name!r} reaches {finite.max():g}, float16 ends at {LARGEST:g}; build it with --precision fp32"
+                f"weight {tensor.name!r} reaches {finite.max():g}, float16 ends at {LARGEST:g}; "
+                "build it with --precision fp32"
             )
         self.weights += values.size
         self.subnormal += int(np.count_nonzero((size < SMALLEST_NORMAL) & (size > 0)))

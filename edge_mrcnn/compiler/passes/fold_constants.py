@@ -11,7 +11,7 @@ LARGEST_BYTES = 16 << 20
 """A constant larger than this is left to be computed, so that an Expand or Tile cannot bloat the file."""
 
 
-def fold_constants(graph: gs.Graph, spec: ModelSpec) -> None:  # noqa: ARG001
+def fold_constants(graph: gs.Graph, spec: ModelSpec) -> None:
     """Evaluate constant subgraphs with ONNX Runtime; custom ops and shapes that are dynamic stay.
 
     Args:

@@ -22,7 +22,9 @@ def infer_types(graph: gs.Graph, spec: ModelSpec) -> None:
     try:
         inferred = onnx.shape_inference.infer_shapes(gs.export_onnx(graph), strict_mode=True, data_prop=True)
     except onnx.shape_inference.InferenceError as error:
-        raise ExportError(f"the graph of {spec.name} contradicts itself: {error}; export it again: edge-mrcnn export") from error
+        raise ExportError(
+            f"the graph of {spec.name} contradicts itself: {error}; export it again: edge-mrcnn export"
+        ) from error
     tensors = graph.tensors()
     outputs = {tensor.name for tensor in graph.outputs}
     for value in inferred.graph.value_info:

@@ -9,7 +9,7 @@ from edge_mrcnn.ops import DOMAIN, OPS
 from edge_mrcnn.spec import ModelSpec
 
 
-def remove_function_bodies(graph: gs.Graph, spec: ModelSpec) -> None:  # noqa: ARG001
+def remove_function_bodies(graph: gs.Graph, spec: ModelSpec) -> None:
     """Delete the model-local functions.
 
     Before TensorRT 10.7, and in TensorRT-RTX, the parser takes a function before a plugin of the same name.
