@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +18,9 @@ from edge_mrcnn.runtime.paste import iter_masks
 
 Picture = npt.NDArray[np.uint8]
 """`(H, W, 3)` uint8, RGB."""
+
+AnnotatedPicture = Picture | Callable[[], Picture] | None
+"""An annotated picture, what draws one on request, or None."""
 
 _FRACTION_BITS = 4
 """OpenCV draws at sixteenths of a pixel."""
@@ -123,6 +126,15 @@ def annotate(
         labels = [Label(text, box, color) for text, box, color in zip(texts, boxes, colors, strict=True)]
         draw_labels(canvas, labels, max(7.5, 9 * options.scale * (min(image.shape[:2]) / 480) ** 0.7))
     return canvas
+
+
+def annotated_picture(
+    frame: Frame, detections: Detections, annotated: AnnotatedPicture, class_names: Sequence[str] = ()
+) -> Picture:
+    """The annotated picture of a frame: the one given, what the function given draws, or else one drawn here."""
+    if annotated is None:
+        return annotate(frame, detections, class_names)
+    return annotated() if callable(annotated) else annotated
 
 
 def contact_sheet(

@@ -161,8 +161,8 @@ class Detector:
             raise EngineError(
                 f"the model has no output {error}; it was not made by this version: edge-mrcnn export"
             ) from error
-        # A comparison, so that scores that are not numbers are dropped.
-        keep = score >= (0.0 if self.threshold is None else self.threshold)
+        # A comparison drops scores that are not numbers.
+        keep = (score >= (self.threshold or 0.0)) & np.isfinite(boxes).all(axis=1)
         masks = outputs.get("masks")
         return Detections(
             xyxy=geometry.unletterbox_boxes(boxes[keep]),

@@ -97,7 +97,7 @@ class PatternSource:
 
     def draw(self, index: int) -> npt.NDArray[np.uint8]:
         """Frame `index`, `(H, W, 3)` uint8 RGB."""
-        image = self._background.copy()
+        image: npt.NDArray[np.uint8] = self._background.copy()
         for shape in self._shapes:
             corners: Any = np.round(shape.outline(index, self._size) * (1 << _FRACTION_BITS)).astype(np.int32)
             cv2.fillPoly(image, [corners], shape.color, cv2.LINE_AA, _FRACTION_BITS)

@@ -1,0 +1,86 @@
+"""Files that appear under their name only when they are whole."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+
+from edge_mrcnn.errors import StreamError
+
+
+class PartialFile:
+    """A file that is written under another name beside its own and renamed when it is done.
+
+    Attributes:
+        path: The final name.
+        part: Where to write: hidden, in the same folder and with the same suffix.
+
+    Example:
+        >>> file = PartialFile("out.json")  # doctest: +SKIP
+        >>> file.part.write_text("{}")  # doctest: +SKIP
+        >>> file.commit()  # doctest: +SKIP
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Make the folder where it is missing, and an empty part, so that an unwritable place is found at once.
+
+        Raises:
+            StreamError: The folder cannot be made or written.
+        """
+        self.path = Path(path)
+        self.part = self.path.with_name(f".{self.path.stem}.part{self.path.suffix}")
+        if self.path.is_dir():
+            raise StreamError(f"cannot write {self.path}: a folder of this name is in the way; choose another name")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.part.write_bytes(b"")
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+
+    def commit(self) -> None:
+        """Rename the part to the final name, in place of what was there.
+
+        Raises:
+            StreamError: It cannot be renamed.
+        """
+        try:
+            os.replace(self.part, self.path)
+        except OSError as error:
+            self.discard()
+            raise cannot_write(self.path, error) from error
+
+    def discard(self) -> None:
+        """Remove the part."""
+        self.part.unlink(missing_ok=True)
+
+
+class FileSink:
+    """Base of sinks that make one file: finished when the `with` block ends well, removed when it does not.
+
+    An interrupted run (Ctrl-C, termination) counts as ended well: what was recorded so far is finished and kept.
+    """
+
+    def close(self) -> None:
+        """Finish the file. A second call does nothing."""
+        raise NotImplementedError
+
+    def discard(self) -> None:
+        """Remove what was written so far."""
+        raise NotImplementedError
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None or issubclass(kind, (KeyboardInterrupt, SystemExit)):
+            self.close()
+        else:
+            self.discard()
+
+
+def cannot_write(path: Path, error: OSError) -> StreamError:
+    """The error for a file that cannot be written, with the reason and the remedy."""
+    return StreamError(
+        f"cannot write {path}: {error.strerror or error}; check the folder's permissions and free space: df -h "
+        f"{path.parent}"
+    )
