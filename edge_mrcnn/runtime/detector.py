@@ -23,8 +23,6 @@ from edge_mrcnn.spec import ModelSpec
 Picture = npt.NDArray[np.uint8]
 """`(H, W, 3)` uint8, RGB."""
 
-_BOX_OUTPUTS = ("num_detections", "boxes", "scores", "labels")
-
 
 class Detector:
     """Finds instances in frames.
@@ -46,7 +44,6 @@ class Detector:
         *,
         threshold: float | None = 0.5,
         batch: int = 1,
-        masks: bool = True,
         threads: int | None = None,
     ) -> None:
         """Open a model.
@@ -56,7 +53,6 @@ class Detector:
             threshold: Detections with a lower score are dropped; None keeps all that the network gives
                 (`spec.score_threshold` and better).
             batch: Most frames in one run of the network. More raises the throughput of a GPU, hardly that of a CPU.
-            masks: Without, the mask head is not run where the backend can leave it out, and `Detections.mask` is None.
             threads: CPU threads of a runner opened here; None or 0 for one per core.
 
         Raises:
@@ -76,7 +72,6 @@ class Detector:
             raise ValueError(f"batch must be at most {limit}, which the model was made for, got {batch}")
         self.threshold = threshold
         self.batch = batch
-        self._outputs = None if masks else _BOX_OUTPUTS
         self._lock = threading.Lock()
         self._canvas = np.zeros((batch, *self.spec.input_hw, 3), np.uint8)
 
@@ -147,7 +142,7 @@ class Detector:
         begin = time.perf_counter_ns()
         images, image_hw, geometries = letterbox_batch(pictures, self.spec.input_hw, self._canvas)
         ready = time.perf_counter_ns()
-        outputs = self._runner.infer({"images": images, "image_hw": image_hw}, self._outputs)
+        outputs = self._runner.infer({"images": images, "image_hw": image_hw})
         inferred = time.perf_counter_ns()
         found = [self._read(outputs, row, geometry) for row, geometry in enumerate(geometries)]
         return found, (ready - begin, inferred - ready, time.perf_counter_ns() - inferred)

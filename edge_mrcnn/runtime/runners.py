@@ -6,12 +6,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-import numpy as np
 import numpy.typing as npt
 
 from edge_mrcnn.errors import EngineError, ExportError
@@ -46,20 +45,18 @@ class Runner(Protocol):
     def max_batch(self) -> int | None:
         """Most pictures in one call, None where there is no limit."""
 
-    def infer(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+    def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run the network once.
 
         Args:
             feeds: Every input by name: `images (B, H, W, 3)` uint8 RGB, `image_hw (B, 2)` float32.
-            outputs: Names of the outputs wanted; all of them when None. What only the others need is not computed
-                where the backend can leave it out.
 
         Returns:
-            The outputs by name.
+            Every output by name.
 
         Raises:
             EngineError: The runner is closed or the network fails.
-            ValueError: An input is missing or unknown, or an output is.
+            ValueError: An input is missing or unknown.
         """
 
     def close(self) -> None:
@@ -121,31 +118,27 @@ class OrtRunner:
         """Names of the outputs."""
         return self._outputs
 
-    def infer(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+    def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run the network once.
 
         Args:
             feeds: Every input by name: `images (B, H, W, 3)` uint8 RGB, `image_hw (B, 2)` float32.
-            outputs: Names of the outputs wanted; all of them when None. What only the others need is not computed.
 
         Returns:
-            The outputs by name.
+            Every output by name.
 
         Raises:
             EngineError: The runner is closed or the network fails.
-            ValueError: An input is missing or unknown, or an output is.
+            ValueError: An input is missing or unknown.
         """
         if self._session is None:
             raise EngineError(f"the runner of {self.path} is closed; open a new one: OrtRunner({str(self.path)!r})")
-        wanted = list(self._outputs if outputs is None else outputs)
-        _check_names("input", feeds, self._inputs, complete=True)
-        _check_names("output", wanted, self._outputs, complete=False)
-        import onnxruntime
-
-        options = onnxruntime.RunOptions()
-        options.only_execute_path_to_fetches = outputs is not None
+        if set(feeds) != set(self._inputs):
+            raise ValueError(
+                f"the inputs of the network are {', '.join(self._inputs)}, got {', '.join(feeds) or 'none'}"
+            )
         try:
-            results = self._session.run(wanted, dict(feeds), options)
+            results = self._session.run(self._outputs, dict(feeds))
         except Exception as error:  # its exceptions have no base but Exception
             given = {name: f"{value.dtype} {value.shape}" for name, value in feeds.items()}
             height, width = self._spec.input_hw
@@ -153,7 +146,7 @@ class OrtRunner:
                 f"ONNX Runtime cannot run {self.path} on {given}: {_first_line(error)}; the network takes images uint8 "
                 f"(B, {height}, {width}, 3) and image_hw float32 (B, 2)"
             ) from error
-        return dict(zip(wanted, (np.asarray(result) for result in results), strict=True))
+        return dict(zip(self._outputs, results, strict=True))
 
     def close(self) -> None:
         """Give back the network's memory. A second call does nothing."""
@@ -237,11 +230,3 @@ def _open_session(path: Path, threads: int) -> Any:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
-
-
-def _check_names(kind: str, given: Mapping[str, Array] | Sequence[str], known: tuple[str, ...], complete: bool) -> None:
-    unknown = [name for name in given if name not in known]
-    missing = [name for name in known if name not in given] if complete else []
-    if unknown or missing:
-        problem = f"unknown: {', '.join(unknown)}" if unknown else f"missing: {', '.join(missing)}"
-        raise ValueError(f"{kind}s of the network are {', '.join(known)}; {problem}")
