@@ -55,7 +55,7 @@ def greedy_nms(boxes: Array, scores: Array, threshold: float) -> list[int]:
 
 def decode_box(reference: Array, deltas: Array, attributes: Mapping[str, Any]) -> Array | None:
     """The box that deltas `(4,)` make of a reference box, or None where a number is not finite."""
-    if not np.isfinite(deltas).all():
+    if not (np.isfinite(deltas).all() and np.isfinite(reference).all()):
         return None
     size = reference[2:] - reference[:2]
     centre = reference[:2] + f32(0.5) * size

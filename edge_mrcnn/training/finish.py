@@ -88,10 +88,10 @@ def _node_name(node: onnx.NodeProto, weights: set[str], taken: Mapping[str, int]
         return roles.get(node.op_type) or ("mask_roi_align" if taken["box_roi_align"] else "box_roi_align")
     for tensor in node.input:
         if tensor in weights and tensor.endswith(".weight"):
-            return tensor.removesuffix(".weight")
+            return str(tensor).removesuffix(".weight")
     scopes = next((prop.value for prop in node.metadata_props if prop.key == _SCOPES_KEY), "[]")
-    module = next((scope for scope in reversed(ast.literal_eval(scopes)[:-1]) if scope), "")
-    op = node.op_type.lower()
+    module = next((str(scope) for scope in reversed(ast.literal_eval(scopes)[:-1]) if scope), "")
+    op = str(node.op_type).lower()
     return module if module.rpartition(".")[2] == op else f"{module}.{op}".lstrip(".")
 
 
@@ -122,7 +122,7 @@ def append_mask_choice(graph: onnx.GraphProto, mask_size: int) -> None:
     for name, value in constants.items():
         graph.initializer.append(helper.make_tensor(name, TensorProto.INT64, [2], value))
     graph.initializer.append(helper.make_tensor("masks.zero", TensorProto.FLOAT, [], [0.0]))
-    steps: list[tuple[str, list[str], str, dict[str, int]]] = [
+    steps: list[tuple[str, list[str], str, dict[str, Any]]] = [
         ("Cast", ["labels"], "masks.label", {"to": TensorProto.INT64}),
         ("Reshape", ["masks.label", "masks.column"], "masks.index", {}),
         ("GatherND", [logits, "masks.index"], "masks.logits", {"batch_dims": 1}),
@@ -137,7 +137,7 @@ def append_mask_choice(graph: onnx.GraphProto, mask_size: int) -> None:
     ]
     graph.node.extend(helper.make_node(op, x, [y], name=y, **attributes) for op, x, y, attributes in steps)
     graph.value_info.append(graph.output.pop())
-    shape = ["batch", ROWS["boxes"], mask_size, mask_size]
+    shape: list[str | int | None] = ["batch", ROWS["boxes"], mask_size, mask_size]
     graph.output.append(helper.make_tensor_value_info("masks", TensorProto.FLOAT, shape))
 
 

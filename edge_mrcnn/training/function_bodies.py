@@ -182,8 +182,10 @@ def _decode(b: FunctionBuilder, references: str, deltas: str, limit: str) -> tup
     centre = b.Add(b.Mul(shift, size), centre)
     half = b.Mul(b.Mul(b.Exp(b.Min(scale, b.attribute("bbox_xform_clip"))), size), 0.5)
     decoded = b.Concat(b.Sub(centre, half), b.Add(centre, half), axis=-1)
-    # Max and Min may swallow a NaN (and Min(NaN, clip) may be clip), so it is looked for in the deltas as well
-    finite = b.Equal(b.ReduceSum(b.Mul(b.Add(decoded, b.Mul(deltas, 0.0)), 0.0), [-1]), 0.0)
+    # Min and Max may swallow a NaN, so it is looked for before the clipping, and in the deltas as well; times 0, only
+    # what is not finite is not 0; halved and added and not ReduceSum, which ONNX Runtime leaves undone where P is 0
+    probe = b.Mul(b.Add(decoded, b.Mul(deltas, 0.0)), 0.0)
+    finite = b.Equal(b.Add(*b.halves(b.Add(*b.halves(probe)))), 0.0)
     boxes = b.Min(b.Max(decoded, 0.0), limit)
     width, height = b.sides(boxes)
     least = b.attribute("min_size")

@@ -6,7 +6,8 @@ implementations fails. So each output layer is scaled to a given spread on the v
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -57,13 +58,13 @@ def seeded_model(name: str, background: float = 6.0, seed: int = 0) -> MaskRCNN:
     """
     torch.manual_seed(seed)
     model = build_model(name, CLASSES)
-    images, sizes = letterboxed(CALIBRATION_HW, [CALIBRATION_HW] * 4, seed=1000)
+    images, sizes = letterboxed(CALIBRATION_HW, [CALIBRATION_HW] * 2, seed=1000)
     fix_pools(model, CALIBRATION_HW)
 
     def forward() -> None:
         reference(model, images, sizes)
 
-    with torch.no_grad():
+    with torch.no_grad(), fewer_rois(model):
         calibrate_norms(model, forward)
         heads = model.roi_heads
         for layer, spread in (
@@ -76,6 +77,15 @@ def seeded_model(name: str, background: float = 6.0, seed: int = 0) -> MaskRCNN:
             scale_output(layer, spread, forward)
         heads.box_predictor.cls_score.bias[0] += background
     return model
+
+
+@contextmanager
+def fewer_rois(model: MaskRCNN) -> Iterator[None]:
+    """Fewer proposals and detections for a while: statistics need no thousand."""
+    proposals, detections = model.rpn._post_nms_top_n["testing"], model.roi_heads.detections_per_img
+    model.rpn._post_nms_top_n["testing"], model.roi_heads.detections_per_img = min(proposals, 150), 20
+    yield
+    model.rpn._post_nms_top_n["testing"], model.roi_heads.detections_per_img = proposals, detections
 
 
 def calibrate_norms(model: nn.Module, forward: Callable[[], None]) -> None:
