@@ -27,7 +27,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from edge_mrcnn.errors import EdgeMrcnnError
-from edge_mrcnn.training.checkpoint import Checkpoint, load_checkpoint, load_state
+from edge_mrcnn.training.checkpoint import CLASS_KEY, Checkpoint, load_checkpoint, load_state
 from edge_mrcnn.training.edge_model import DEFAULT_SIZE as EDGE_SIZE
 from edge_mrcnn.training.edge_model import maskrcnn_edge
 
@@ -67,7 +67,13 @@ class ModelEntry:
     weights: type[WeightsEnum] | None = None
 
 
-def build_model(name: str, num_classes: int | None = None, weights: str | Path | None = None) -> MaskRCNN:
+def build_model(
+    name: str,
+    num_classes: int | None = None,
+    weights: str | Path | None = None,
+    *,
+    replace_class_layers: bool = False,
+) -> MaskRCNN:
     """Build a network of the zoo, in evaluation mode, and load its weights.
 
     Args:
@@ -76,6 +82,8 @@ def build_model(name: str, num_classes: int | None = None, weights: str | Path |
             `edge-mrcnn train` records, and the entry's default otherwise.
         weights: A checkpoint file, a name of torchvision's weights such as `COCO_V1` or `DEFAULT` (fetched from the
             network unless cached), or None for random weights.
+        replace_class_layers: Where the weights are of another number of classes, leave the layers that depend on it
+            untrained instead of raising: to fine-tune.
 
     Raises:
         ValueError: The name is not in the zoo, or `num_classes` is less than 2.
@@ -89,7 +97,9 @@ def build_model(name: str, num_classes: int | None = None, weights: str | Path |
     checkpoint = load_checkpoint(weights) if _is_file(weights, entry) else _fetch(entry, str(weights))
     classes = num_classes or checkpoint.num_classes or entry.default_classes
     model = entry.builder(classes, uses_frozen_norm(checkpoint.state_dict))
-    load_state(model, checkpoint)
+    found = checkpoint.state_dict.get(CLASS_KEY)
+    other_classes = found is not None and found.shape[0] != classes
+    load_state(model, checkpoint, keep_class_layers=not (replace_class_layers and other_classes))
     if checkpoint.zero_norm_eps:
         _set_norm_eps(model, 0.0)
     return model.eval()

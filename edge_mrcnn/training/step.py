@@ -1,0 +1,85 @@
+"""One forward pass of any Mask R-CNN of the zoo on letterboxed canvases: losses in training, detections otherwise.
+
+torchvision's own `forward` resizes again; this one takes the canvases as the runtime makes them, so that training,
+evaluation and the exported graph see the same pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.image_list import ImageList
+
+Losses = dict[str, Tensor]
+Detections = list[dict[str, Tensor]]
+
+
+def normalise(
+    pictures: Tensor, sizes: Sequence[tuple[int, int]], mean: Sequence[float], std: Sequence[float]
+) -> Tensor:
+    """Canvases as the network's input: normalised, then zero in the padding.
+
+    Args:
+        pictures: `(B, H, W, 3)` uint8 RGB.
+        sizes: (height, width) of the content at the top left of each.
+        mean: Of each channel, on a scale of 0 to 1.
+        std: Of each channel, on a scale of 0 to 1.
+
+    Returns:
+        `(B, 3, H, W)` float32, in channels-last memory.
+    """
+    shift = torch.tensor(mean, device=pictures.device) * 255
+    scale = torch.tensor(std, device=pictures.device) * 255
+    images = (pictures.float() - shift) / scale
+    for image, (height, width) in zip(images, sizes, strict=True):
+        image[height:] = 0
+        image[:, width:] = 0
+    return images.permute(0, 3, 1, 2)
+
+
+class CanvasModel(nn.Module):
+    """A Mask R-CNN that takes letterboxed canvases."""
+
+    def __init__(self, model: MaskRCNN, *, bf16: bool = False) -> None:
+        """Wrap `model`, whose parameters are shared; with `bf16` convolutions and products run in bfloat16."""
+        super().__init__()
+        self.model = model
+        self.bf16 = bf16
+
+    def forward(self, pictures: Tensor, targets: Sequence[dict[str, Any]]) -> tuple[Losses, Detections]:
+        """Losses by name in training mode, else the detections of each canvas.
+
+        Args:
+            pictures: `(B, H, W, 3)` uint8 RGB.
+            targets: Of each canvas, `image_hw` and, in training, `boxes`, `labels` and `masks` in its pixels.
+
+        Returns:
+            The losses of torchvision: `loss_objectness`, `loss_rpn_box_reg`, `loss_classifier`, `loss_box_reg` and
+            `loss_mask`; and `boxes`, `labels`, `scores`, `masks (N, 1, M, M)` of each canvas.
+        """
+        model = self.model
+        sizes = [tuple(target["image_hw"]) for target in targets]
+        transform = model.transform
+        images = normalise(pictures, sizes, transform.image_mean, transform.image_std)
+        truth = list(targets) if self.training else None
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
+            features = {name: level.float() for name, level in model.backbone(images).items()}
+            self._set_scales(features, images)
+            proposals, rpn_losses = model.rpn(ImageList(images, sizes), features, truth)
+            detections, roi_losses = model.roi_heads(features, proposals, sizes, truth)
+        return {**rpn_losses, **roi_losses}, detections
+
+    def _set_scales(self, features: dict[str, Tensor], images: Tensor) -> None:
+        """Let the RoI pools derive their scales from the canvas.
+
+        Left alone they derive them from the first batch's content, which is wrong when that is much smaller.
+        """
+        canvas = [(int(images.shape[2]), int(images.shape[3]))]
+        first = {name: level[:1].detach() for name, level in features.items()}
+        for pool in (self.model.roi_heads.box_roi_pool, self.model.roi_heads.mask_roi_pool):
+            if pool.scales is None:
+                pool(first, [torch.tensor([[0.0, 0.0, 8.0, 8.0]], device=images.device)], canvas)
