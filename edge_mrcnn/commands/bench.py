@@ -30,7 +30,7 @@ MOST_PICTURES = 16
 
 def command(
     model: ModelFile,
-    options: BenchOptions,
+    options: Annotated[BenchOptions, tyro.conf.arg(name="bench")],
     against: Annotated[tuple[str, ...], tyro.conf.arg(metavar=f"{EAGER}|{RAW_ONNX}|MODEL")] = (),
     weights: str | None = None,
     source: str | None = None,

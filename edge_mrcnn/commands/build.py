@@ -15,7 +15,7 @@ from edge_mrcnn.compiler.builder import BuildOptions, build_engine
 
 def command(
     model: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="model.onnx")],
-    options: BuildOptions,
+    options: Annotated[BuildOptions, tyro.conf.arg(name="build")],
     output_dir: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
     json_target: JsonTarget = None,
 ) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import tyro
+
 from edge_mrcnn.commands import DataFile, JsonTarget, ModelFile, report
 from edge_mrcnn.evaluation.coco import EvalOptions, evaluate
 from edge_mrcnn.runtime.detector import Detector
@@ -10,7 +14,7 @@ from edge_mrcnn.runtime.detector import Detector
 def command(
     model: ModelFile,
     data: DataFile,
-    options: EvalOptions,
+    options: Annotated[EvalOptions, tyro.conf.arg(name="eval")],
     threads: int | None = None,
     json_target: JsonTarget = None,
 ) -> None:

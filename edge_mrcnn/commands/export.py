@@ -15,7 +15,7 @@ from edge_mrcnn.training.export import ExportOptions, export_model
 
 def command(
     model_name: ModelName,
-    options: ExportOptions,
+    options: Annotated[ExportOptions, tyro.conf.arg(name="export")],
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("model.onnx"),
     json_target: JsonTarget = None,
 ) -> None:

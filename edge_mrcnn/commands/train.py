@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Annotated
+
+import tyro
 
 from edge_mrcnn.commands import DataFile, JsonTarget, ModelName, report
 from edge_mrcnn.training.train import TrainOptions, train
@@ -12,7 +15,7 @@ from edge_mrcnn.training.train import TrainOptions, train
 def command(
     model_name: ModelName,
     data: DataFile,
-    options: TrainOptions,
+    options: Annotated[TrainOptions, tyro.conf.arg(name="train")],
     json_target: JsonTarget = None,
 ) -> None:
     """Fine-tune a model on a COCO-format data set with the losses and the sampling of the paper.
