@@ -68,13 +68,13 @@ def feature_tensors(node: gs.Node, op: OpSpec) -> list[gs.Tensor]:
 
 
 def describe_outputs(node: gs.Node, op: OpSpec) -> None:
-    """Write the contract's types and shapes on a node's outputs, so that inference needs no function body."""
+    """Write the contract's types and shapes on outputs that have none, so that inference needs no function body."""
     features = next((t.dtype for t in feature_tensors(node, op) if t.dtype is not None), np.dtype(np.float32))
     known = [tensor.shape or [None] * len(spec.shape) for spec, tensor in _pairs(node, op)]
     shapes = op.output_shapes(known, node.attrs, multiply=_multiply)
     for spec, tensor, shape in zip(op.outputs, node.outputs, shapes, strict=True):
-        tensor.dtype = np.dtype(features if spec.dtype == "features" else spec.dtype)
-        tensor.shape = list(shape)
+        tensor.dtype = tensor.dtype or np.dtype(features if spec.dtype == "features" else spec.dtype)
+        tensor.shape = tensor.shape or list(shape)
 
 
 def _pairs(node: gs.Node, op: OpSpec) -> list[tuple[TensorSpec, gs.Tensor]]:

@@ -6,11 +6,12 @@ import contextlib
 import logging
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from edge_mrcnn.errors import EngineError
+from edge_mrcnn.files import write_text
 from edge_mrcnn.sidecar import EngineSidecar, sidecar_path
 
 _log = logging.getLogger(__name__)
@@ -29,14 +30,14 @@ def unfinished(path: Path) -> Iterator[Path]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        os.close(handle)
+        part = path.with_name(f".{path.name}.partial-{uuid.uuid4().hex[:8]}")
+        part.touch(exist_ok=False)
     except OSError as error:
         raise EngineError(f"cannot write to the folder {path.parent} ({error}); {ELSEWHERE}") from error
     try:
-        yield Path(name)
+        yield part
     finally:
-        Path(name).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
 
 
 def publish(part: Path, engine: Path, sidecar: EngineSidecar) -> None:
@@ -50,18 +51,13 @@ def publish(part: Path, engine: Path, sidecar: EngineSidecar) -> None:
     Raises:
         EngineError: The disk is full or the folder cannot be written to.
     """
-    final = sidecar_path(engine)
-    with unfinished(final) as note:
-        try:
-            _write_synced(note, sidecar.to_json())
-            part.chmod(0o644)
-            note.chmod(0o644)
-            part.replace(engine)
-            note.replace(final)
-        except OSError as error:
-            engine.unlink(missing_ok=True)
-            final.unlink(missing_ok=True)
-            raise EngineError(f"cannot write {engine} and its sidecar ({error}); {ELSEWHERE}") from error
+    try:
+        part.replace(engine)
+        write_text(sidecar_path(engine), sidecar.to_json())
+    except OSError as error:
+        engine.unlink(missing_ok=True)
+        sidecar_path(engine).unlink(missing_ok=True)
+        raise EngineError(f"cannot write {engine} and its sidecar ({error}); {ELSEWHERE}") from error
     _sync_folder(engine.parent)
 
 
@@ -143,13 +139,6 @@ def _link_or_copy(source: Path, part: Path) -> None:
         part.hardlink_to(source)
     except OSError:
         shutil.copyfile(source, part)
-
-
-def _write_synced(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

@@ -74,8 +74,8 @@ def field_data(value: Any, kind: AttributeKind) -> np.ndarray:
     """Data of the plugin field for an attribute's value."""
     if kind == "string":
         return np.frombuffer(value.encode(), np.int8).copy()
-    dtype: Any = _FIELD_TYPES[kind][1]
-    return np.array(value, dtype, ndmin=1)
+    data: np.ndarray = np.asarray(value, _FIELD_TYPES[kind][1]).reshape(-1)
+    return data
 
 
 class _Plugin:

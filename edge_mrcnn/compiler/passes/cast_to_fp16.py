@@ -44,7 +44,8 @@ def cast_to_fp16(graph: gs.Graph, spec: ModelSpec) -> None:
         EngineError: A weight is not a number, or larger than float16 can hold.
         ExportError: The graph contradicts itself or has control flow.
     """
-    infer_types(graph, spec)
+    if any(tensor.dtype is None for tensor in graph.tensors().values() if tensor.name):
+        infer_types(graph, spec)
     caster = _Caster(graph)
     for node in list(graph.nodes):
         caster.visit(node)

@@ -1,0 +1,249 @@
+"""What is in a model file: an ONNX of ours, any other ONNX, or an engine by way of its sidecar."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edge_mrcnn.errors import ExportError
+from edge_mrcnn.ops import DOMAIN, OPS, PLUGIN_ATTRIBUTES
+from edge_mrcnn.sidecar import EngineSidecar, LayerInfo, TensorInfo
+from edge_mrcnn.spec import METADATA_KEY, ModelSpec
+
+if TYPE_CHECKING:
+    import onnx
+
+LONGEST_LIST = 8
+"""Elements of a list that the text form shows; the JSON has all."""
+
+
+@dataclass(frozen=True)
+class CustomOp:
+    """A custom op of ours.
+
+    Attributes:
+        name: The op's.
+        role: The node's name, or its role in the spec where only that is known.
+        attributes: All of them.
+    """
+
+    name: str
+    role: str
+    attributes: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is in a model file.
+
+    Attributes:
+        path: The file.
+        kind: `edge_mrcnn model`, `onnx` (not one of ours) or `engine`.
+        facts: Name and value of whatever else there is to say, in order.
+        spec: The model's spec, None where it has none.
+        inputs: Of the network.
+        outputs: Of the network.
+        layers: Nodes of an ONNX file, or the layers that TensorRT was given.
+        custom_ops: Ours, with their attributes.
+        notes: What a reader should know, in sentences.
+    """
+
+    path: str
+    kind: str
+    facts: Mapping[str, Any]
+    spec: ModelSpec | None
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    layers: tuple[LayerInfo, ...]
+    custom_ops: tuple[CustomOp, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    def to_json(self) -> str:
+        """All of it as indented JSON."""
+        return json.dumps(dataclasses.asdict(self), indent=1, default=str) + "\n"
+
+    def lines(self, *, every_layer: bool = False) -> list[str]:
+        """The inspection as lines of text.
+
+        Args:
+            every_layer: List each layer rather than how many there are of each kind.
+        """
+        lines = [f"{self.path}: {self.kind}"]
+        lines += [f"  {name}: {value}" for name, value in self.facts.items() if value is not None]
+        lines += [f"note: {note}" for note in self.notes]
+        if self.spec is not None:
+            lines += ["", *_describe_spec(self.spec)]
+        for title, tensors in (("inputs", self.inputs), ("outputs", self.outputs)):
+            lines += ["", f"{title}:", *(f"  {t.name}: {t.dtype} {_shape(t.shape)}" for t in tensors)]
+        for op in self.custom_ops:
+            lines += ["", f"{op.name} ({op.role}):"]
+            lines += [f"  {name}: {_shorten(value)}" for name, value in op.attributes.items()]
+        return [*lines, "", *self._describe_layers(every_layer)]
+
+    def precisions(self) -> list[tuple[str, str, str | None, int]]:
+        """Type, requested and realised precision and number of layers, the most frequent first."""
+        counts = Counter((layer.type, layer.requested, layer.realised) for layer in self.layers)
+        return [(*key, count) for key, count in counts.most_common()]
+
+    def _describe_layers(self, every_layer: bool) -> Iterator[str]:
+        yield f"layers: {len(self.layers)}"
+        if every_layer:
+            yield from (f"  {layer.type:24} {layer.requested:10} {layer.name}" for layer in self.layers)
+            return
+        for kind, requested, realised, count in self.precisions():
+            yield f"  {count:5} {kind:28} {requested}{f', realised {realised}' if realised else ''}"
+
+
+def inspect(path: Path) -> Inspection:
+    """Look into a model file.
+
+    Args:
+        path: An ONNX file, or an engine with its sidecar beside it.
+
+    Raises:
+        EngineError: An engine's sidecar is missing, damaged or of another engine.
+        ExportError: The file is missing or no ONNX file.
+        ValueError: The suffix is neither `.onnx` nor `.engine`.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix == ".engine":
+        return _inspect_engine(path)
+    if suffix == ".onnx":
+        return _inspect_onnx(path)
+    raise ValueError(f"{path} is neither an .onnx nor an .engine file; inspect takes one of those")
+
+
+def _inspect_engine(path: Path) -> Inspection:
+    sidecar = EngineSidecar.load_for(path)
+    facts = {
+        "size": _size(path),
+        "precision": sidecar.precision,
+        "target": sidecar.target,
+        "built with": f"{sidecar.flavour} {sidecar.tensorrt}, edge_mrcnn {sidecar.edge_mrcnn}, {sidecar.created}",
+        "built on": f"{sidecar.device} ({sidecar.capability})" if sidecar.device else "a machine without a GPU",
+        "batch": f"{sidecar.batch[0]} to {sidecar.batch[2]}, best at {sidecar.batch[1]}",
+        "ONNX SHA-256": sidecar.onnx_sha256,
+        "engine SHA-256": sidecar.engine_sha256,
+    }
+    notes = (
+        ()
+        if any(layer.realised for layer in sidecar.layers)
+        else ("precisions are those asked for; what the engine really uses can be told only on a GPU",)
+    )
+    ops = tuple(CustomOp(_op_of_role(role), role, attributes) for role, attributes in sidecar.spec.ops.items())
+    return Inspection(
+        str(path), "engine", facts, sidecar.spec, sidecar.inputs, sidecar.outputs, sidecar.layers, ops, notes
+    )
+
+
+def _inspect_onnx(path: Path) -> Inspection:
+    from edge_mrcnn.compiler.builder import load_model
+    from edge_mrcnn.compiler.passes.infer_types import infer_model
+
+    model = load_model(path)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    spec = ModelSpec.from_json(metadata[METADATA_KEY]) if METADATA_KEY in metadata else None
+    facts = {
+        "size": _size(path),
+        "producer": f"{model.producer_name} {model.producer_version}".strip() or None,
+        "opset": ", ".join(f"{entry.domain or 'ai.onnx'} {entry.version}" for entry in model.opset_import),
+        "weights": f"{sum(_count(weight) for weight in model.graph.initializer):,}",
+        "functions": ", ".join(function.name for function in model.functions) or None,
+    }
+    ops = tuple(_custom_op(node) for node in model.graph.node if node.domain == DOMAIN)
+    notes = (
+        ()
+        if spec
+        else (
+            "it carries no edge_mrcnn spec, so it cannot be run or built; make one that can: edge-mrcnn export MODEL_NAME",
+        )
+    )
+    weights = {weight.name for weight in model.graph.initializer}
+    inputs = tuple(_describe(value) for value in model.graph.input if value.name not in weights)
+    outputs = tuple(_describe(value) for value in model.graph.output)
+    layers = _list_nodes(infer_model(model, strict=False))
+    kind = "edge_mrcnn model" if spec else "onnx"
+    return Inspection(str(path), kind, facts, spec, inputs, outputs, layers, ops, notes)
+
+
+def _list_nodes(model: onnx.ModelProto) -> tuple[LayerInfo, ...]:
+    values = [*model.graph.value_info, *model.graph.output, *model.graph.input]
+    types = {value.name: _describe(value).dtype for value in values}
+    return tuple(
+        LayerInfo(
+            node.name,
+            f"{node.domain}.{node.op_type}" if node.domain else node.op_type,
+            next((types[name] for name in node.output if name in types), "unknown"),
+        )
+        for node in model.graph.node
+    )
+
+
+def _describe(value: onnx.ValueInfoProto) -> TensorInfo:
+    import onnx
+
+    tensor = value.type.tensor_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name if tensor.elem_type else "unknown"
+    return TensorInfo(
+        value.name, dtype, tuple(d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim)
+    )
+
+
+def _custom_op(node: onnx.NodeProto) -> CustomOp:
+    import onnx
+
+    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute if a.name not in PLUGIN_ATTRIBUTES}
+    plain = {name: value.decode() if isinstance(value, bytes) else value for name, value in attributes.items()}
+    plain = {name: value if isinstance(value, (int, float, str)) else list(value) for name, value in plain.items()}
+    return CustomOp(node.op_type, node.name, plain)
+
+
+def _op_of_role(role: str) -> str:
+    """The op behind a role of the spec: `box_roi_align` is a `PyramidRoiAlign`."""
+    plain = role.replace("_", "")
+    return next((name for name in OPS if name.lower() == plain), "PyramidRoiAlign" if "roialign" in plain else role)
+
+
+def _describe_spec(spec: ModelSpec) -> list[str]:
+    names = ", ".join(spec.class_names[:LONGEST_LIST]) + (", ..." if len(spec.class_names) > LONGEST_LIST else "")
+    return [
+        f"spec: {spec.name}",
+        f"  canvas: {spec.input_hw[0]}x{spec.input_hw[1]} (HxW)",
+        f"  classes: {len(spec.class_names)}: {names}",
+        f"  limits: {spec.proposals} proposals, {spec.detections} detections, score > {spec.score_threshold:g}",
+        f"  mask: {spec.mask_size}x{spec.mask_size}",
+        f"  mean {_shorten(spec.mean)}, std {_shorten(spec.std)}, of 0 to 1",
+    ]
+
+
+def _shorten(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    if not isinstance(value, (list, tuple)):
+        return str(value)
+    more = f", ... ({len(value)})" if len(value) > LONGEST_LIST else ""
+    return ", ".join(_shorten(item) for item in value[:LONGEST_LIST]) + more
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "(" + ", ".join("any" if dim == -1 else str(dim) for dim in shape) + ")"
+
+
+def _size(path: Path) -> str:
+    try:
+        return f"{path.stat().st_size / 1e6:.1f} MB"
+    except OSError as error:
+        raise ExportError(f"cannot read {path} ({error}); check that it exists and that you may read it") from error
+
+
+def _count(weight: onnx.TensorProto) -> int:
+    count = 1
+    for dim in weight.dims:
+        count *= dim
+    return count

@@ -1,0 +1,308 @@
+"""What this machine can run and build, and what to install for the rest: `examine`.
+
+Nothing is imported that is only asked about, except OpenCV, whose abilities only it can tell; nothing here crashes on
+a machine where something is missing or broken.
+"""
+
+from __future__ import annotations
+
+import ctypes.util
+import dataclasses
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from edge_mrcnn import device
+
+Status = Literal["ok", "missing", "note"]
+
+OLDEST_PYTHON = (3, 10)
+
+ON_JETSON = "JetPack brings it: use a virtual environment made with --system-site-packages"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing found out about this machine.
+
+    Attributes:
+        area: `machine`, `packages`, `tensorrt`, `video`, `rendering` or `verbs`.
+        name: What it is about.
+        status: `ok`, `missing` (with a remedy), or `note` where nothing need be done.
+        detail: What was found.
+        remedy: What to do, as a command where there is one.
+    """
+
+    area: str
+    name: str
+    status: Status
+    detail: str
+    remedy: str | None = None
+
+
+@dataclass(frozen=True)
+class Package:
+    """An optional package: how it is imported, under which names it is installed, what brings it and what it is for."""
+
+    module: str
+    distributions: tuple[str, ...]
+    extra: str
+    purpose: str
+
+
+_OPENCV = (
+    "opencv-python",
+    "opencv-python-headless",
+    "opencv-contrib-python",
+    "opencv-contrib-python-headless",
+    "opencv",
+)
+
+PACKAGES = (
+    Package("cv2", _OPENCV, "vision", "pictures, videos, cameras"),
+    Package("onnxruntime", ("onnxruntime", "onnxruntime-gpu"), "cpu", "running model.onnx on the CPU"),
+    Package("onnx", ("onnx",), "compile", "passes over the model"),
+    Package("onnx_graphsurgeon", ("onnx-graphsurgeon",), "compile", "passes over the model"),
+    Package("tensorrt_rtx", ("tensorrt-rtx",), "rtx", "engines for RTX desktops, built with or without a GPU"),
+    Package("tensorrt", ("tensorrt",), "tensorrt", "engines for Jetsons and data-centre GPUs, built on the device"),
+    Package("cuda", ("cuda-core",), "gpu-cu13", "running engines (a later version; gpu-cu12 for CUDA 12)"),
+    Package("pycocotools", ("pycocotools",), "eval", "COCO average precision"),
+    Package("torch", ("torch",), "train", "training and export"),
+    Package("torchvision", ("torchvision",), "train", "training and export"),
+    Package("onnxscript", ("onnxscript",), "train", "export"),
+    Package("mujoco", ("mujoco",), "tabletop", "generating the sample world"),
+)
+
+GPU_ONLY = ("tensorrt", "cuda")
+
+NEEDS: dict[str, tuple[str, ...]] = {
+    "train": ("torch", "torchvision", "pycocotools", "cv2"),
+    "export": ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime"),
+    "build": ("onnx", "onnx_graphsurgeon", "onnxruntime", "tensorrt or tensorrt_rtx"),
+    "run": ("onnxruntime", "cv2"),
+    "eval": ("onnxruntime", "cv2", "pycocotools"),
+    "bench": ("onnxruntime", "cv2"),
+    "inspect": ("onnx", "onnx_graphsurgeon"),
+}
+"""Packages each verb takes."""
+
+
+def examine() -> list[Finding]:
+    """Find out what this machine can run and build, most general first."""
+    gpus = device.find_gpus()
+    return [
+        *_examine_machine(gpus),
+        *_examine_packages(gpus),
+        *_examine_tensorrt(gpus),
+        *_examine_video(),
+        *_examine_rendering(),
+        *_examine_verbs(gpus),
+    ]
+
+
+def to_json(findings: Iterable[Finding]) -> str:
+    """The findings as indented JSON."""
+    return json.dumps([dataclasses.asdict(finding) for finding in findings], indent=1) + "\n"
+
+
+def to_lines(findings: Iterable[Finding]) -> list[str]:
+    """The findings as lines of text, by area, remedies below what is missing."""
+    lines: list[str] = []
+    area = None
+    for finding in findings:
+        if finding.area != area:
+            lines += [*([""] if lines else []), f"{finding.area}:"]
+            area = finding.area
+        mark = {"ok": "ok     ", "missing": "missing", "note": "       "}[finding.status]
+        lines.append(f"  {mark}  {finding.name}: {finding.detail}")
+        if finding.remedy:
+            lines.append(f"           -> {finding.remedy}")
+    return lines
+
+
+def find_package(package: Package) -> str | None:
+    """Version of an installed package without importing it, `unknown version` where it is not noted, else None."""
+    try:
+        if importlib.util.find_spec(package.module) is None:
+            return None
+    except (ImportError, ValueError):
+        return None
+    for distribution in package.distributions:
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None if package.module == "cuda" else "unknown version"  # other packages lie in that namespace too
+
+
+def _examine_machine(gpus: list[device.Gpu]) -> Iterable[Finding]:
+    version = platform.python_version()
+    if sys.version_info >= OLDEST_PYTHON:
+        yield Finding("machine", "Python", "ok", version)
+    else:
+        yield Finding("machine", "Python", "missing", f"{version} is too old", "install Python 3.10 or newer")
+    yield Finding("machine", "platform", "note", f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores")
+    if model := device.jetson_model():
+        yield Finding("machine", "Jetson", "note", f"{model}{_l4t_release()}")
+    cuda = device.driver_cuda_version()
+    for index, gpu in enumerate(gpus):
+        size = f"{gpu.memory_bytes / (1 << 30):.1f} GiB{' shared with the host' if gpu.integrated else ''}"
+        driver = f", driver for CUDA {cuda[0]}.{cuda[1]}" if cuda else ""
+        yield Finding("machine", f"GPU {index}", "ok", f"{gpu.name}, {gpu.sm}, {size}{driver}")
+    if not gpus:
+        yield Finding("machine", "GPU", "note", _explain_no_gpu())
+
+
+def _explain_no_gpu() -> str:
+    if shutil.which("nvidia-smi") or Path("/proc/driver/nvidia").exists():
+        return "an NVIDIA driver is installed but shows no GPU to programs; check nvidia-smi, and a container's --gpus"
+    return "no NVIDIA GPU; models run on the CPU, and TensorRT-RTX engines can be built"
+
+
+def _l4t_release() -> str:
+    try:
+        text = device.JETSON_RELEASE.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    found = re.search(r"R(\d+).*?REVISION: ([\d.]+)", text)
+    return f", L4T {found[1]}.{found[2]}" if found else ""
+
+
+def _examine_packages(gpus: list[device.Gpu]) -> Iterable[Finding]:
+    for package in PACKAGES:
+        version = find_package(package)
+        name = package.distributions[0]
+        if version is not None:
+            yield Finding("packages", name, "ok", f"{version}, for {package.purpose}")
+        elif package.module in GPU_ONLY and not gpus:
+            yield Finding("packages", name, "note", f"not installed, and of no use without a GPU: {package.purpose}")
+        else:
+            yield Finding("packages", name, "missing", f"not installed, for {package.purpose}", _install(package.extra))
+
+
+def _examine_tensorrt(gpus: list[device.Gpu]) -> Iterable[Finding]:
+    installed = _installed()
+    if "tensorrt_rtx" in installed:
+        detail = f"{installed['tensorrt_rtx']} builds engines here, without a GPU too: --target rtx"
+        yield Finding("tensorrt", "TensorRT-RTX", "ok", detail)
+    else:
+        yield Finding("tensorrt", "TensorRT-RTX", "missing", "not installed", _install("rtx"))
+    if not gpus:
+        detail = "builds on the GPU that the engine is for; there is none here"
+        yield Finding("tensorrt", "TensorRT", "note", detail)
+    elif "tensorrt" in installed:
+        detail = f"{installed['tensorrt']} builds engines for {gpus[0].name} here: --target tensorrt"
+        yield Finding("tensorrt", "TensorRT", "ok", detail)
+    else:
+        yield Finding("tensorrt", "TensorRT", "missing", "not installed", _install("tensorrt"))
+    detail = "the Python plugin, which builds engines; the C++ library and the CUDA kernels come with a later version"
+    yield Finding("tensorrt", "plugins", "note", detail)
+
+
+def _examine_video() -> Iterable[Finding]:
+    try:
+        import cv2
+    except Exception as error:  # a broken OpenCV raises whatever it likes
+        remedy = _install("vision")
+        if not isinstance(error, ModuleNotFoundError):
+            remedy = "on Debian or Ubuntu: sudo apt-get install -y libgl1 libglib2.0-0"
+        yield Finding("video", "OpenCV", "missing", f"cannot be imported ({error})", remedy)
+        return
+    information = cv2.getBuildInformation()
+    for name in ("FFMPEG", "GStreamer", "v4l/v4l2"):
+        found = re.search(rf"^\s*{name}:\s*(\S+)", information, re.MULTILINE)
+        yield Finding("video", f"reads through {name}", "note", found[1].lower() if found else "no")
+    if _can_write_video(cv2):
+        yield Finding("video", "writes video", "ok", "mp4")
+    else:
+        yield Finding("video", "writes video", "missing", "no mp4 encoder in this OpenCV", "pip install opencv-python")
+    yield _examine_window(information)
+
+
+def _can_write_video(cv2: Any) -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        writer = cv2.VideoWriter(f"{folder}/try.mp4", cv2.VideoWriter_fourcc(*"mp4v"), 10.0, (64, 64))
+        try:
+            return bool(writer.isOpened())
+        finally:
+            writer.release()
+
+
+def _examine_window(information: str) -> Finding:
+    found = re.search(r"^\s*GUI:\s*(\S+)", information, re.MULTILINE)
+    if not found or found[1].upper() == "NONE":
+        return Finding("video", "shows windows", "missing", "this OpenCV has no GUI", "pip install opencv-python")
+    if platform.system() == "Linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        return Finding("video", "shows windows", "note", f"OpenCV has {found[1]}, but there is no display (DISPLAY)")
+    return Finding("video", "shows windows", "ok", found[1])
+
+
+def _examine_rendering() -> Iterable[Finding]:
+    found = [name for name in ("OSMesa", "EGL") if ctypes.util.find_library(name)]
+    if found:
+        yield Finding("rendering", "offscreen", "ok", f"{' and '.join(found)}, for the sample world")
+    else:
+        remedy = "on Debian or Ubuntu: sudo apt-get install -y libosmesa6"
+        yield Finding("rendering", "offscreen", "missing", "neither OSMesa nor EGL, for the sample world", remedy)
+
+
+def _examine_verbs(gpus: list[device.Gpu]) -> Iterable[Finding]:
+    installed = _installed()
+    for verb, needs in NEEDS.items():
+        missing = [need for need in needs if not _is_met(need, installed, gpus)]
+        if not missing:
+            yield Finding("verbs", verb, "ok", _describe_verb(verb, installed, gpus))
+            continue
+        extras = dict.fromkeys(_extra_of(need) for need in missing)
+        detail = f"needs {', '.join(missing)}"
+        if verb == "inspect":
+            detail += " for model.onnx; engines can be inspected as it is"
+        yield Finding("verbs", verb, "missing", detail, _install(",".join(extras)))
+
+
+def _is_met(need: str, installed: dict[str, str], gpus: list[device.Gpu]) -> bool:
+    if need == "tensorrt or tensorrt_rtx":
+        return "tensorrt_rtx" in installed or ("tensorrt" in installed and bool(gpus))
+    return need in installed
+
+
+def _describe_verb(verb: str, installed: dict[str, str], gpus: list[device.Gpu]) -> str:
+    if verb == "build":
+        here = [
+            f"--target {'rtx' if name == 'tensorrt_rtx' else name}"
+            for name in ("tensorrt_rtx", "tensorrt")
+            if name in installed and (name == "tensorrt_rtx" or gpus)
+        ]
+        return f"can build with {' or '.join(here)}"
+    if verb in ("run", "eval", "bench"):
+        return "runs model.onnx on the CPU; running engines comes with a later version"
+    if verb == "train" and not gpus:
+        return "trains on the CPU, which is slow beside a GPU"
+    return "can run here"
+
+
+def _extra_of(need: str) -> str:
+    if need == "tensorrt or tensorrt_rtx":
+        return "rtx"
+    return next(package.extra for package in PACKAGES if package.module == need)
+
+
+def _installed() -> dict[str, str]:
+    versions = {package.module: find_package(package) for package in PACKAGES}
+    return {module: version for module, version in versions.items() if version is not None}
+
+
+def _install(extra: str) -> str:
+    if extra in ("tensorrt", "vision") and device.jetson_model():
+        return ON_JETSON
+    return f"pip install 'edge-mrcnn[{extra}]'"
