@@ -22,6 +22,11 @@ LONGEST_LIST = 8
 """Elements of a list that the text form shows; the JSON has all."""
 
 
+NO_SPEC = "it carries no edge_mrcnn spec, so it cannot be run or built; make one that can: edge-mrcnn export MODEL_NAME"
+
+AS_ASKED = "precisions are those asked for; what the engine really uses can be told only on a GPU"
+
+
 @dataclass(frozen=True)
 class CustomOp:
     """A custom op of ours.
@@ -131,11 +136,7 @@ def _inspect_engine(path: Path) -> Inspection:
         "ONNX SHA-256": sidecar.onnx_sha256,
         "engine SHA-256": sidecar.engine_sha256,
     }
-    notes = (
-        ()
-        if any(layer.realised for layer in sidecar.layers)
-        else ("precisions are those asked for; what the engine really uses can be told only on a GPU",)
-    )
+    notes = () if any(layer.realised for layer in sidecar.layers) else (AS_ASKED,)
     ops = tuple(CustomOp(_op_of_role(role), role, attributes) for role, attributes in sidecar.spec.ops.items())
     return Inspection(
         str(path), "engine", facts, sidecar.spec, sidecar.inputs, sidecar.outputs, sidecar.layers, ops, notes
@@ -157,13 +158,7 @@ def _inspect_onnx(path: Path) -> Inspection:
         "functions": ", ".join(function.name for function in model.functions) or None,
     }
     ops = tuple(_custom_op(node) for node in model.graph.node if node.domain == DOMAIN)
-    notes = (
-        ()
-        if spec
-        else (
-            "it carries no edge_mrcnn spec, so it cannot be run or built; make one that can: edge-mrcnn export MODEL_NAME",
-        )
-    )
+    notes = () if spec else (NO_SPEC,)
     weights = {weight.name for weight in model.graph.initializer}
     inputs = tuple(_describe(value) for value in model.graph.input if value.name not in weights)
     outputs = tuple(_describe(value) for value in model.graph.output)
@@ -190,9 +185,8 @@ def _describe(value: onnx.ValueInfoProto) -> TensorInfo:
 
     tensor = value.type.tensor_type
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name if tensor.elem_type else "unknown"
-    return TensorInfo(
-        value.name, dtype, tuple(d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim)
-    )
+    shape = tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim)
+    return TensorInfo(value.name, dtype, shape)
 
 
 def _custom_op(node: onnx.NodeProto) -> CustomOp:

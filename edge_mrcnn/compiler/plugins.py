@@ -21,7 +21,7 @@ from edge_mrcnn.ops import DOMAIN, OPS, VERSION, AttributeKind, OpSpec
 
 _log = logging.getLogger(__name__)
 
-_FIELD_TYPES: Mapping[AttributeKind, tuple[str, type]] = {
+_FIELD_TYPES: Mapping[AttributeKind, tuple[str, Any]] = {
     "int": ("INT32", np.int32),
     "ints": ("INT32", np.int32),
     "float": ("FLOAT32", np.float32),
@@ -73,9 +73,8 @@ def read_field(field: Any, kind: AttributeKind) -> Any:
 def field_data(value: Any, kind: AttributeKind) -> np.ndarray:
     """Data of the plugin field for an attribute's value."""
     if kind == "string":
-        return np.frombuffer(value.encode(), np.int8).copy()
-    data: np.ndarray = np.asarray(value, _FIELD_TYPES[kind][1]).reshape(-1)
-    return data
+        return np.array(list(value.encode()), np.int8)
+    return np.array(value, _FIELD_TYPES[kind][1], ndmin=1)
 
 
 class _Plugin:
