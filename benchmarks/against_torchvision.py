@@ -53,9 +53,9 @@ class Case:
 
 
 CASES = {
-    "resnet50-13": Case("maskrcnn_resnet50_fpn", (480, 640), 14.0),
+    "resnet50-13": Case("maskrcnn_resnet50_fpn", (480, 640), 10.5),
     "resnet50-100": Case("maskrcnn_resnet50_fpn", (480, 640), 0.0),
-    "edge-13": Case("maskrcnn_edge", (320, 416), 6.0),
+    "edge-13": Case("maskrcnn_edge", (320, 416), 7.7),
     "edge-100": Case("maskrcnn_edge", (320, 416), 0.0),
 }
 

@@ -246,7 +246,7 @@ class Comparison:
         return [
             *rows,
             "",
-            *(f"{result.name}: {result.backend}; {result.includes}" for result in self.results),
+            *(line for result in self.results for line in (f"{result.name}: {result.backend}", f"  {result.includes}")),
             f"{subject.input_hw[0]}x{subject.input_hw[1]}, {subject.threads} threads, {subject.runs} runs in turn "
             f"after {subject.warmup} for warm-up",
             subject.machine.line(),

@@ -152,14 +152,19 @@ def _summarise(model: str, events: Iterable[Mapping[str, Any]], runs: int, threa
 
 
 def _part_of(name: str, op: str) -> str:
-    """The part of a node, whose name is a path of modules: `backbone.body.conv1`, or `/model/backbone/...` in torch's."""
+    """The part of a node.
+
+    Names are paths of modules: `backbone.body.conv1` here, `/model/backbone/body/conv1/Conv` from torch's exporter.
+    """
     if op in LAYOUT_OPS:
         return "layout"
     inlined = _INLINED.search(name)
     if inlined:
         return inlined[1]
-    path = [step for step in re.split(r"[./]", name.removeprefix("fused ")) if step and step != "model"]
-    if len(path) < 2:
+    bare = name.removeprefix("fused ")
+    path = bare.split("/")[1:-1] if bare.startswith("/") else bare.split(".")
+    path = [step for step in path if step != "model"]
+    if not path or (len(path) < 2 and path[0] not in CONTAINERS):
         return "other"
     return ".".join(path[:2]) if path[0] in CONTAINERS else path[0]
 

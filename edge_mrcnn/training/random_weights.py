@@ -47,7 +47,11 @@ def random_model(
         batch = [torch.from_numpy(picture).permute(2, 0, 1).to(torch.float32) / 255 for picture in pictures]
         with _every_score_counts(model):
             _calibrate_norms(model, batch)
-            _spread_outputs(model, lambda: model(batch))
+            images, _ = model.transform(batch)
+            features = model.backbone(images.tensors)
+            _spread_outputs(
+                model, lambda: model.roi_heads(features, model.rpn(images, features)[0], images.image_sizes)
+            )
         model.roi_heads.box_predictor.cls_score.bias[0] += background
     return model
 

@@ -1,6 +1,8 @@
 """The bench's arithmetic on subjects whose times are written by hand, and one real detector."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -107,3 +109,10 @@ def test_the_machine_is_named() -> None:
     assert machine.cores >= 1
     assert machine.cpu
     assert machine.packages["numpy"] in machine.line()
+
+
+def test_evaluation_runs_where_torch_is_not_installed() -> None:
+    modules = ", ".join(f"edge_mrcnn.evaluation.{name}" for name in ("bench", "coco", "dataset", "machine", "profile"))
+    script = f"import sys; sys.modules['torch'] = sys.modules['onnx'] = None; import {modules}; "
+    script += "assert not [name for name in sys.modules if name.startswith('edge_mrcnn.training')]"
+    subprocess.run([sys.executable, "-c", script], check=True)
