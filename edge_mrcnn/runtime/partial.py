@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from edge_mrcnn.errors import StreamError
+from edge_mrcnn.files import atomic_path
+
+
+class _DiscardedError(Exception):
+    """Tells `atomic_path` that the file is not wanted."""
 
 
 class PartialFile:
-    """A file that is written under another name beside its own and renamed when it is done.
+    """`atomic_path` for a file that lives longer than a block: written beside its name and renamed when it is done.
 
     Attributes:
         path: The final name.
@@ -29,9 +34,10 @@ class PartialFile:
             StreamError: The folder cannot be made or written.
         """
         self.path = Path(path)
-        self.part = self.path.with_name(f".{self.path.stem}.part{self.path.suffix}")
         if self.path.is_dir():
             raise StreamError(f"cannot write {self.path}: a folder of this name is in the way; choose another name")
+        self._block: Any = atomic_path(self.path)
+        self.part: Path = self._block.__enter__()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.part.write_bytes(b"")
@@ -42,17 +48,16 @@ class PartialFile:
         """Rename the part to the final name, in place of what was there.
 
         Raises:
-            StreamError: It cannot be renamed.
+            StreamError: It cannot be renamed; the part is removed.
         """
         try:
-            os.replace(self.part, self.path)
+            self._block.__exit__(None, None, None)
         except OSError as error:
-            self.discard()
             raise cannot_write(self.path, error) from error
 
     def discard(self) -> None:
         """Remove the part."""
-        self.part.unlink(missing_ok=True)
+        self._block.__exit__(_DiscardedError, _DiscardedError(), None)
 
 
 class FileSink:

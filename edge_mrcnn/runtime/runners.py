@@ -220,11 +220,11 @@ def _open_session(path: Path, threads: int) -> Any:
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no base but Exception
-        if type(error).__name__ in ("InvalidProtobuf", "InvalidGraph", "NoModel"):
+        if type(error).__name__ in ("InvalidProtobuf", "NoModel"):
             raise ExportError(f"{path} is damaged or no ONNX file ({_first_line(error)}); {_EXPORT}") from error
         raise EngineError(
-            f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {_first_line(error)}; a newer one may: "
-            "pip install --upgrade onnxruntime"
+            f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {_first_line(error)}; a newer one may "
+            f"(pip install --upgrade onnxruntime), or {_EXPORT}"
         ) from error
 
 

@@ -1,0 +1,314 @@
+"""The whole run: frames from sources through a detector into sinks."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import queue
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from edge_mrcnn.detections import Detections
+from edge_mrcnn.frame import Frame
+from edge_mrcnn.runtime.annotate import AnnotateOptions, annotate
+from edge_mrcnn.runtime.detector import Detector
+from edge_mrcnn.runtime.metrics import LatencyRecorder, Percentiles
+from edge_mrcnn.runtime.sinks import Sink, open_sink
+from edge_mrcnn.runtime.sources import Source, open_source
+
+logger = logging.getLogger(__name__)
+
+_POLL_S = 0.2
+"""How long a thread waits before it looks whether the run is over."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run goes."""
+
+    threshold: float = 0.5
+    """Detections with a lower score are dropped."""
+
+    max_frames: int | None = None
+    """Stop after this many frames; all of them when not given."""
+
+    batch: int = 1
+    """Frames in one run of the network. More raises the throughput of a GPU, hardly that of a CPU."""
+
+    threads: int = 0
+    """CPU threads of the network; 0 for one per core."""
+
+    mask_threshold: float = 0.5
+    """A pixel belongs to a mask where its probability is at least this."""
+
+    no_masks: bool = False
+    """Draw boxes instead of masks, and leave masks out of the records."""
+
+    rle: bool = False
+    """Write masks into JSON lines, as COCO RLE."""
+
+    fps: float | None = None
+    """Frames per second of videos written; the first source's when not given, 30 where it has none."""
+
+    strict: bool = False
+    """Stop at the first picture that cannot be read, rather than skip it with a warning."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            ValueError: A field is out of range; the message names it.
+        """
+        for name in ("threshold", "mask_threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"RunOptions.{name} must be from 0 to 1, got {getattr(self, name)}")
+        for name, least in (("max_frames", 1), ("batch", 1), ("threads", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"RunOptions.{name} must be at least {least}, got {value}")
+        if self.fps is not None and self.fps <= 0:
+            raise ValueError(f"RunOptions.fps must be positive, got {self.fps}")
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a run did.
+
+    Attributes:
+        model: Name of the network.
+        backend: Who ran it where, such as `onnxruntime-cpu`.
+        frames: Frames processed.
+        seconds: From the first frame asked for to the last one written.
+        fps: Frames per second over all of that.
+        latency_ms: Milliseconds per frame of each stage: `pre`, `infer`, `post`, `detect` (their sum) and `sinks`
+            (drawing and writing).
+        detections: Detections by class name.
+        skipped: Pictures that could not be read.
+        outputs: URIs of the sinks.
+        interrupted: Ctrl-C ended the run; files are finished all the same.
+    """
+
+    model: str
+    backend: str
+    frames: int = 0
+    seconds: float = 0.0
+    fps: float = 0.0
+    latency_ms: dict[str, Percentiles] = field(default_factory=dict)
+    detections: dict[str, int] = field(default_factory=dict)
+    skipped: int = 0
+    outputs: tuple[str, ...] = ()
+    interrupted: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """The summary as plain types, ready for JSON."""
+        return asdict(self)
+
+
+def run_pipeline(
+    detector: Detector | str | Path,
+    sources: Sequence[Source | str | Path],
+    sinks: Sequence[Sink | str | Path] = (),
+    options: RunOptions | None = None,
+) -> RunSummary:
+    """Take every frame of the sources, one source after the other, through a detector into the sinks.
+
+    The next frames are read while the network runs. Frames are annotated only where a sink wants pictures, once for
+    all sinks. Ctrl-C ends the run with its files finished. On a terminal a progress bar is shown.
+
+    Args:
+        detector: A detector, which keeps its own threshold, batch and threads, or a model to open with those of the
+            options.
+        sources: Sources or their URIs. What is opened here is closed here.
+        sinks: Sinks or their URIs. Open ones are left open: the caller finishes them.
+        options: How the run goes.
+
+    Returns:
+        What was done.
+
+    Raises:
+        EngineError: The network cannot run.
+        StreamError: A source cannot be read or a sink cannot be written; files begun here are removed.
+        ValueError: There is no source, or a URI is unknown.
+
+    Example:
+        >>> summary = run_pipeline("model.onnx", ["clip.mp4"], ["out.mp4"])  # doctest: +SKIP
+        >>> print(f"{summary.frames} frames, {summary.fps:.1f} fps")  # doctest: +SKIP
+    """
+    options = options or RunOptions()
+    if not sources:
+        raise ValueError("a run needs at least one source, such as photo.jpg, clip.mp4 or test://640x480?frames=30")
+    with contextlib.ExitStack() as stack:
+        if isinstance(detector, (str, Path)):
+            detector = stack.enter_context(
+                Detector(detector, threshold=options.threshold, batch=options.batch, threads=options.threads)
+            )
+        opened = [stack.enter_context(_as_source(source, options)) for source in sources]
+        fps = options.fps or next((source.fps for source in opened if source.fps), None)
+        targets = [stack.enter_context(_as_sink(sink, detector, fps, options)) for sink in sinks]
+        run = _Run(detector, opened, targets, options)
+        try:
+            run.loop()
+        except KeyboardInterrupt:
+            run.interrupted = True
+            logger.warning("interrupted: finishing the files")
+        return run.summary()
+
+
+class _Run:
+    """One run: the state of the loop, and what it has counted."""
+
+    def __init__(
+        self, detector: Detector, sources: Sequence[Source], sinks: Sequence[Sink], options: RunOptions
+    ) -> None:
+        self.interrupted = False
+        self._detector = detector
+        self._sources = sources
+        self._sinks = sinks
+        self._options = options
+        self._annotate = AnnotateOptions(masks=not options.no_masks, mask_threshold=options.mask_threshold)
+        self._latency = LatencyRecorder()
+        self._counts: Counter[str] = Counter()
+        self._frames = 0
+        self._begin = self._end = time.perf_counter()
+
+    def loop(self) -> None:
+        self._begin = time.perf_counter()
+        with _progress(self._total()) as advance, _ReadAhead(self._sources, 2 * self._detector.batch) as frames:
+            while not any(sink.wants_stop for sink in self._sinks):
+                room = self._detector.batch
+                if self._options.max_frames is not None:
+                    room = min(room, self._options.max_frames - self._frames)
+                batch = frames.take(room)
+                if not batch:
+                    break
+                self._process(batch)
+                advance(len(batch))
+        self._end = time.perf_counter()
+
+    def _process(self, batch: list[Frame]) -> None:
+        found, timings = self._detector.detect_timed(batch)
+        self._latency.add_timings(timings)
+        for frame, detections in zip(batch, found, strict=True):
+            kept = replace(detections, mask=None) if self._options.no_masks else detections
+            begin = time.perf_counter_ns()
+            self._write(frame, kept)
+            self._latency.add("sinks", time.perf_counter_ns() - begin)
+            self._counts.update(self._name(int(label)) for label in kept.class_id)
+            self._frames += 1
+            self._end = time.perf_counter()
+
+    def _write(self, frame: Frame, detections: Detections) -> None:
+        draw = functools.cache(
+            lambda: annotate(frame, detections, self._detector.class_names, self._annotate)  # once for all sinks
+        )
+        for sink in self._sinks:
+            sink.write(frame, detections, draw if sink.wants_picture else None)
+
+    def _name(self, label: int) -> str:
+        names = self._detector.class_names
+        return names[label] if 0 <= label < len(names) else f"class {label}"
+
+    def _total(self) -> int | None:
+        lengths = [source.length for source in self._sources]
+        total = None if None in lengths else sum(length or 0 for length in lengths)
+        limit = self._options.max_frames
+        return total if limit is None else limit if total is None else min(total, limit)
+
+    def summary(self) -> RunSummary:
+        seconds = self._end - self._begin
+        return RunSummary(
+            model=self._detector.spec.name,
+            backend=self._detector.backend,
+            frames=self._frames,
+            seconds=seconds,
+            fps=self._frames / seconds if self._frames and seconds else 0.0,
+            latency_ms=self._latency.summary(),
+            detections=dict(self._counts.most_common()),
+            skipped=sum(source.skipped for source in self._sources),
+            outputs=tuple(sink.uri for sink in self._sinks),
+            interrupted=self.interrupted,
+        )
+
+
+class _ReadAhead:
+    """Reads sources in a thread, a few frames ahead; what the thread raises is raised by `take`."""
+
+    def __init__(self, sources: Sequence[Source], depth: int) -> None:
+        self._sources = sources
+        self._queue: queue.Queue[Frame | BaseException | None] = queue.Queue(depth)
+        self._over = threading.Event()
+        self._done = False
+        self._thread = threading.Thread(target=self._read, name="edge-mrcnn-read-ahead", daemon=True)
+
+    def take(self, count: int) -> list[Frame]:
+        """The next `count` frames, fewer at the end."""
+        frames: list[Frame] = []
+        while len(frames) < count and not self._done:
+            item = self._queue.get()
+            if isinstance(item, Frame):
+                frames.append(item)
+            else:
+                self._done = True
+                if item is not None:
+                    raise item
+        return frames
+
+    def _read(self) -> None:
+        try:
+            for source in self._sources:
+                for frame in source:
+                    if not self._put(frame):
+                        return
+            self._put(None)
+        except Exception as error:  # carried over to the thread that takes
+            self._put(error)
+
+    def _put(self, item: Frame | BaseException | None) -> bool:
+        while not self._over.is_set():
+            with contextlib.suppress(queue.Full):
+                self._queue.put(item, timeout=_POLL_S)
+                return True
+        return False
+
+    def __enter__(self) -> _ReadAhead:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+@contextlib.contextmanager
+def _progress(total: int | None) -> Iterator[Any]:
+    """A progress bar on a terminal, nothing elsewhere; gives what to call with the number of frames done."""
+    if not sys.stderr.isatty():
+        yield lambda count: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit=" frames", dynamic_ncols=True) as bar:
+        yield bar.update
+
+
+def _as_source(source: Source | str | Path, options: RunOptions) -> contextlib.AbstractContextManager[Source]:
+    if isinstance(source, (str, Path)):
+        return open_source(source, strict=options.strict)
+    return contextlib.nullcontext(source)
+
+
+def _as_sink(
+    sink: Sink | str | Path, detector: Detector, fps: float | None, options: RunOptions
+) -> contextlib.AbstractContextManager[Sink]:
+    if isinstance(sink, (str, Path)):
+        return open_sink(
+            sink, class_names=detector.class_names, fps=fps, rle=options.rle, mask_threshold=options.mask_threshold
+        )
+    return contextlib.nullcontext(sink)
