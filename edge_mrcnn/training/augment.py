@@ -8,6 +8,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_mrcnn.runtime.preprocess import fit, letterbox
+
 
 @dataclass(frozen=True)
 class View:
@@ -31,13 +33,8 @@ class View:
 
     @classmethod
     def letterbox(cls, hw: tuple[int, int], canvas_hw: tuple[int, int]) -> View:
-        """The whole picture, as large as fits, at the top left.
-
-        Source: torchvision's GeneralizedRCNNTransform, which floors the new size.
-        """
-        scale = min(canvas_hw[0] / hw[0], canvas_hw[1] / hw[1])
-        height = max(1, min(canvas_hw[0], int(hw[0] * scale)))
-        width = max(1, min(canvas_hw[1], int(hw[1] * scale)))
+        """The whole picture where the runtime's letterbox puts it: as large as fits, at the top left."""
+        height, width = fit(hw, canvas_hw).content_hw
         return cls(canvas_hw, (height, width), width / hw[1], height / hw[0])
 
     @property
@@ -111,13 +108,12 @@ class Augmentation:
 def warp_picture(picture: NDArray[np.uint8], view: View) -> NDArray[np.uint8]:
     """Lay a picture `(h, w, 3)` on its canvas, `(H, W, 3)`; the padding is zero.
 
-    The plain letterbox is resized as the runtime does it, bilinearly without antialiasing, like torchvision.
+    The plain letterbox is the runtime's own.
     """
+    if view == View.letterbox((picture.shape[0], picture.shape[1]), view.canvas_hw):
+        return letterbox(picture, view.canvas_hw)[0]
     height, width = view.content_hw
     canvas = np.zeros((*view.canvas_hw, 3), np.uint8)
-    if view == View.letterbox((picture.shape[0], picture.shape[1]), view.canvas_hw):
-        cv2.resize(picture, (width, height), dst=canvas[:height, :width], interpolation=cv2.INTER_LINEAR)
-        return canvas
     content = cv2.warpAffine(
         picture, view.matrix(), (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
     )

@@ -30,6 +30,7 @@ from edge_mrcnn.training.checkpoint import load_checkpoint, load_state, save_che
 from edge_mrcnn.training.dataset import CocoDataset, Target, collate
 from edge_mrcnn.training.distributed import EpochSampler, World
 from edge_mrcnn.training.optim import Average, freeze_backbone, learning_rate, make_optimizer
+from edge_mrcnn.training.sparse_pool import use_sparse_pools
 from edge_mrcnn.training.step import CanvasModel
 from edge_mrcnn.training.validate import validate
 from edge_mrcnn.training.zoo import build_model, find_entry
@@ -161,8 +162,10 @@ class _Trainer:
         self.val = CocoDataset(annotations_path(options.val), self.size) if options.val else None
         torch.manual_seed(options.seed)
         self.model = self._build().to(world.device, memory_format=torch.channels_last)
-        self.optimizer = make_optimizer(self.model, options.optimizer, options.lr, options.weight_decay)
         self.average = Average(self.model, options.ema) if options.ema else None
+        if world.device.type == "cpu":
+            use_sparse_pools(self.model)
+        self.optimizer = make_optimizer(self.model, options.optimizer, options.lr, options.weight_decay)
         self.sampler = EpochSampler(len(self.data), options.batch_size, options.seed, world)
         self.epoch, self.step, self.best = 0, 0, -1.0
         self.figures: dict[str, float] = {}
