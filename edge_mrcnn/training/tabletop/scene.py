@@ -188,8 +188,10 @@ class _Builder:
             inertia=self.mujoco.mjtMeshInertia.mjMESH_INERTIA_SHELL,
         )
         kind = self.mujoco.mjtGeom.mjGEOM_MESH
-        seen = {"material": material, "group": 1, "castshadow": shadow}
-        body.add_geom(type=kind, meshname=name, contype=0, conaffinity=0, mass=0.0, **seen)
+        geom = body.add_geom(type=kind, meshname=name, contype=0, conaffinity=0, mass=0.0, material=material, group=1)
+        # Older MuJoCo has no switch for the shadow of a single geom.
+        if not shadow and hasattr(geom, "castshadow"):
+            geom.castshadow = False
 
     def collider(self, body: Any, solid: Collider, mass: float) -> None:
         """Adds an invisible solid of `mass` kilograms to `body`."""
