@@ -252,8 +252,8 @@ def decode_segment(segment: Any, hw: tuple[int, int], what: str) -> NDArray[np.u
                 raise ValueError(f"size {segment['size']} instead of {list(hw)}")
             packed = rle.frPyObjects(segment, *hw) if isinstance(segment["counts"], list) else dict(segment)
             return np.asarray(rle.decode(packed), np.uint8)
-        if not segment:
-            raise ValueError("no polygons")
+        if not isinstance(segment, list) or not segment or any(len(polygon) < 6 for polygon in segment):
+            raise ValueError(f"{str(segment)[:40]} is no list of polygons of three points or more")
         return np.asarray(rle.decode(rle.merge(rle.frPyObjects(segment, *hw))), np.uint8)
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise EdgeMrcnnError(
