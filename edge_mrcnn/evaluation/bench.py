@@ -194,7 +194,7 @@ class BenchResult:
             *rows,
             f"{self.fps:.1f} pictures/s; {self.runs} runs after {self.warmup} for warm-up, "
             f"{self.detections:.1f} detections a picture",
-            f"includes: {self.includes}",
+            self.includes,
             self.machine.line(),
         ]
 
