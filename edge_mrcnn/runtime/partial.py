@@ -36,12 +36,16 @@ class PartialFile:
         self.path = Path(path)
         if self.path.is_dir():
             raise StreamError(f"cannot write {self.path}: a folder of this name is in the way; choose another name")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
         self._block: Any = atomic_path(self.path)
         self.part: Path = self._block.__enter__()
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             self.part.write_bytes(b"")
         except OSError as error:
+            self.discard()
             raise cannot_write(self.path, error) from error
 
     def commit(self) -> None:

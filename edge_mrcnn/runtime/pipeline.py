@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_mrcnn.detections import Detections
+from edge_mrcnn.errors import StreamError
 from edge_mrcnn.frame import Frame
 from edge_mrcnn.runtime.annotate import AnnotateOptions, annotate
 from edge_mrcnn.runtime.detector import Detector
@@ -134,7 +135,8 @@ def run_pipeline(
 
     Raises:
         EngineError: The network cannot run.
-        StreamError: A source cannot be read or a sink cannot be written; files begun here are removed.
+        StreamError: A source cannot be read or a sink cannot be written; files begun here are removed, except that
+            those of a camera that breaks off are finished first.
         ValueError: There is no source, or a URI is unknown.
 
     Example:
@@ -145,11 +147,11 @@ def run_pipeline(
     if not sources:
         raise ValueError("a run needs at least one source, such as photo.jpg, clip.mp4 or test://640x480?frames=30")
     with contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(_as_source(source, options)) for source in sources]
         if isinstance(detector, (str, Path)):
             detector = stack.enter_context(
                 Detector(detector, threshold=options.threshold, batch=options.batch, threads=options.threads)
             )
-        opened = [stack.enter_context(_as_source(source, options)) for source in sources]
         fps = options.fps or next((source.fps for source in opened if source.fps), None)
         targets = [stack.enter_context(_as_sink(sink, detector, fps, options)) for sink in sinks]
         run = _Run(detector, opened, targets, options)
@@ -158,6 +160,10 @@ def run_pipeline(
         except KeyboardInterrupt:
             run.interrupted = True
             logger.warning("interrupted: finishing the files")
+        except StreamError:
+            if run.camera_lost:  # what was recorded up to here is worth keeping
+                stack.close()
+            raise
         return run.summary()
 
 
@@ -168,6 +174,7 @@ class _Run:
         self, detector: Detector, sources: Sequence[Source], sinks: Sequence[Sink], options: RunOptions
     ) -> None:
         self.interrupted = False
+        self.camera_lost = False
         self._detector = detector
         self._sources = sources
         self._sinks = sinks
@@ -185,12 +192,19 @@ class _Run:
                 room = self._detector.batch
                 if self._options.max_frames is not None:
                     room = min(room, self._options.max_frames - self._frames)
-                batch = frames.take(room)
+                batch = self._take(frames, room)
                 if not batch:
                     break
                 self._process(batch)
                 advance(len(batch))
         self._end = time.perf_counter()
+
+    def _take(self, frames: _ReadAhead, count: int) -> list[Frame]:
+        try:
+            return frames.take(count)
+        except StreamError:
+            self.camera_lost = any(source.live for source in self._sources)
+            raise
 
     def _process(self, batch: list[Frame]) -> None:
         found, timings = self._detector.detect_timed(batch)
@@ -244,20 +258,20 @@ class _ReadAhead:
         self._sources = sources
         self._queue: queue.Queue[Frame | BaseException | None] = queue.Queue(depth)
         self._over = threading.Event()
-        self._done = False
+        self._end: BaseException | bool = False
         self._thread = threading.Thread(target=self._read, name="edge-mrcnn-read-ahead", daemon=True)
 
     def take(self, count: int) -> list[Frame]:
-        """The next `count` frames, fewer at the end."""
+        """The next `count` frames, fewer at the end; an error is raised after the last frame before it."""
         frames: list[Frame] = []
-        while len(frames) < count and not self._done:
+        while len(frames) < count and not self._end:
             item = self._queue.get()
             if isinstance(item, Frame):
                 frames.append(item)
             else:
-                self._done = True
-                if item is not None:
-                    raise item
+                self._end = item or True
+        if isinstance(self._end, BaseException) and not frames:
+            raise self._end
         return frames
 
     def _read(self) -> None:
