@@ -38,9 +38,10 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def write_and_raise(path: Path, error: BaseException) -> None:
+def write_and_raise(path: Path, error: BaseException, times: int = 1) -> None:
     with open_sink(path) as sink:
-        sink.write(frame(), found())
+        for _ in range(times):
+            sink.write(frame(), found())
         raise error
 
 
@@ -220,12 +221,8 @@ def test_picture(tmp_path: Path) -> None:
     with open_sink(tmp_path / "out.png") as sink:
         sink.write(frame(), found(), picture)
     np.testing.assert_array_equal(read_picture(tmp_path / "out.png"), picture)
-    with (
-        pytest.raises(StreamError, match=r"holds one picture, but a second frame came; .*--to .*/two/"),
-        open_sink(tmp_path / "two.png") as sink,
-    ):
-        for _ in range(2):
-            sink.write(frame(), found(), picture)
+    with pytest.raises(StreamError, match=r"holds one picture, but a second frame came; .*--to .*/two/"):
+        write_and_raise(tmp_path / "two.png", KeyboardInterrupt(), times=2)
     assert names(tmp_path) == ["out.png"]
 
 
