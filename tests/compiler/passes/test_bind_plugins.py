@@ -74,9 +74,17 @@ WRONG = [
     ("DetectionNms", put(detections_per_image=3), f"expected {DETECTIONS} as the model's spec says, found 3"),
     ("DetectionNms", lambda node: node.outputs.pop(), "number of outputs: expected 4, found 3"),
     ("DetectionNms", retype(1, np.float16), "type of input proposals: expected float32, found float16"),
-    ("DetectionNms", retype(2, np.float16), "types of its feature inputs: expected one for all, found float16 and float32"),
+    (
+        "DetectionNms",
+        retype(2, np.float16),
+        "types of its feature inputs: expected one for all, found float16 and float32",
+    ),
     ("DetectionNms", retype(2, np.int32), "type of input class_logits: expected float32 or float16, found int32"),
-    ("DetectionNms", retype(1, np.float32, [1, 8, 5]), r"shape of input proposals: expected \('B', 'P', 4\), found \(1, 8, 5\)"),
+    (
+        "DetectionNms",
+        retype(1, np.float32, [1, 8, 5]),
+        r"shape of input proposals: expected \('B', 'P', 4\), found \(1, 8, 5\)",
+    ),
     ("PyramidRoiAlign", retype(1, np.float32, [1, 8, 16]), "rank of input x0 .*: expected 4, found 3"),
 ]
 

@@ -52,7 +52,9 @@ def test_float16_starts_at_the_weights_and_is_handed_on() -> None:
 def test_inputs_and_outputs_keep_their_types_and_values() -> None:
     before = parser.parse_model(GOLDEN)
     after = gs.export_onnx(cast(GOLDEN))
-    for old, new in zip([*before.graph.input, *before.graph.output], [*after.graph.input, *after.graph.output], strict=True):
+    for old, new in zip(
+        [*before.graph.input, *before.graph.output], [*after.graph.input, *after.graph.output], strict=True
+    ):
         assert (old.name, old.type) == (new.name, new.type)
     onnx.checker.check_model(after, full_check=True)
     feed = {"x": np.linspace(-1, 1, 128, dtype=np.float32).reshape(1, 2, 8, 8)}
@@ -102,14 +104,18 @@ def test_a_weight_beyond_float16_is_refused() -> None:
 
 def test_a_weight_that_is_no_number_is_refused() -> None:
     model = parser.parse_model(weighted("1.0, 2.0"))
-    model.graph.initializer[0].CopyFrom(helper.make_tensor("the_weight", TensorProto.FLOAT, [1, 2], [1.0, float("nan")]))
+    model.graph.initializer[0].CopyFrom(
+        helper.make_tensor("the_weight", TensorProto.FLOAT, [1, 2], [1.0, float("nan")])
+    )
     with pytest.raises(EngineError, match="'the_weight' holds values that are not numbers"):
         cast_to_fp16(gs.import_onnx(model), SPEC)
 
 
 def test_infinity_is_a_constant_like_any_other() -> None:
     model = parser.parse_model(weighted("1.0, 2.0"))
-    model.graph.initializer[0].CopyFrom(helper.make_tensor("the_weight", TensorProto.FLOAT, [1, 2], [1.0, float("-inf")]))
+    model.graph.initializer[0].CopyFrom(
+        helper.make_tensor("the_weight", TensorProto.FLOAT, [1, 2], [1.0, float("-inf")])
+    )
     graph = gs.import_onnx(model)
     cast_to_fp16(graph, SPEC)
     assert np.isneginf(next(n for n in graph.nodes if n.op == "MatMul").inputs[1].values[0, 1])
@@ -167,8 +173,13 @@ def test_the_types_hold_under_strict_inference(half: onnx.ModelProto) -> None:
 
 def test_detections_stay_close(tiny: onnx.ModelProto, half: onnx.ModelProto) -> None:
     full, rounded = (
-        dict(zip([o.name for o in m.graph.output], onnxruntime.InferenceSession(m.SerializeToString()).run(None, feeds(3)),
-                 strict=True))
+        dict(
+            zip(
+                [o.name for o in m.graph.output],
+                onnxruntime.InferenceSession(m.SerializeToString()).run(None, feeds(3)),
+                strict=True,
+            )
+        )
         for m in (tiny, half)
     )
     np.testing.assert_array_equal(full["labels"], rounded["labels"])

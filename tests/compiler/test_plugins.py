@@ -1,0 +1,157 @@
+"""The contract half of the generic plugin, without the parser: `test_builder.py` has that, in its own process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from edge_mrcnn.compiler import plugins, tensorrt_api
+from edge_mrcnn.compiler.plugins import make_fields, read_fields, register_plugins
+from edge_mrcnn.compiler.tensorrt_api import TensorRtApi
+from edge_mrcnn.errors import PluginError
+from edge_mrcnn.ops import DOMAIN, OPS, VERSION
+from tests.compiler.tiny_model import DETECTIONS, NMS, PATCH, PROPOSALS, ROI_ALIGN, RPN
+
+ATTRIBUTES: Mapping[str, dict[str, Any]] = {"RpnProposals": RPN, "PyramidRoiAlign": ROI_ALIGN, "DetectionNms": NMS}
+
+
+@pytest.fixture(scope="module")
+def api() -> TensorRtApi:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    return tensorrt_api.load("rtx")
+
+
+def make_plugin(api: TensorRtApi, name: str) -> Any:
+    creator = plugins._creator_class(api)(OPS[name])
+    return creator.create_plugin("node", make_fields(api, OPS[name], ATTRIBUTES[name]), api.module.TensorRTPhase.BUILD)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_fields_carry_every_attribute_there_and_back(api: TensorRtApi, name: str) -> None:
+    fields = make_fields(api, OPS[name], ATTRIBUTES[name])
+    assert [field.name for field in fields] == [attribute.name for attribute in OPS[name].attributes]
+    read = read_fields(OPS[name], fields)
+    assert read == {
+        key: pytest.approx(v, rel=1e-7) if not isinstance(v, str) else v for key, v in ATTRIBUTES[name].items()
+    }
+    assert {key: type(value) for key, value in read.items()} == {key: type(v) for key, v in ATTRIBUTES[name].items()}
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_the_creator_declares_the_contracts_fields(api: TensorRtApi, name: str) -> None:
+    creator = plugins._creator_class(api)(OPS[name])
+    kinds = {"int": "INT32", "ints": "INT32", "float": "FLOAT32", "floats": "FLOAT32", "string": "CHAR"}
+    declared = [(field.name, field.type.name) for field in creator.field_names]
+    assert declared == [(a.name, kinds[a.kind]) for a in OPS[name].attributes]
+    assert (creator.name, creator.plugin_version, creator.plugin_namespace) == (name, VERSION, DOMAIN)
+
+
+def test_a_missing_field_is_an_error_of_ours(api: TensorRtApi) -> None:
+    fields = make_fields(api, OPS["DetectionNms"], NMS)[1:]
+    with pytest.raises(PluginError, match=r"missing: \['box_weights'\]"):
+        read_fields(OPS["DetectionNms"], fields)
+
+
+def test_creators_are_found_by_name_version_and_namespace(api: TensorRtApi) -> None:
+    registry = api.module.get_plugin_registry()
+    creators = register_plugins(api)
+    try:
+        assert len(creators) == len(OPS)
+        assert all(registry.get_creator(name, VERSION, DOMAIN) is not None for name in OPS)
+        assert register_plugins(api) == [], "those that are there already are used"
+    finally:
+        for creator in creators:
+            registry.deregister_creator(creator)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_a_clone_has_the_names_on_itself_and_the_same_attributes(api: TensorRtApi, name: str) -> None:
+    plugin = make_plugin(api, name)
+    for one in (plugin, plugin.clone(), plugin.attach_to_context(None)):
+        assert (one.plugin_name, one.plugin_version, one.plugin_namespace) == (name, VERSION, DOMAIN)
+        assert one.num_outputs == len(OPS[name].outputs)
+        assert one.attributes == plugin.attributes
+    assert read_fields(OPS[name], plugin.get_fields_to_serialize()) == plugin.attributes
+
+
+INPUT_TYPES = {
+    # op, types of its inputs with features in T, types of its outputs
+    "RpnProposals": ("f32 T T T T", "f32"),
+    "PyramidRoiAlign": ("f32 T T T", "T"),
+    "DetectionNms": ("f32 f32 T T", "i32 f32 f32 i32"),
+}
+
+
+@pytest.mark.parametrize("features", ["float16", "float32"])
+@pytest.mark.parametrize("name", OPS)
+def test_types_and_formats(api: TensorRtApi, name: str, features: str) -> None:
+    trt = api.module
+    names = {"f32": trt.float32, "i32": trt.int32, "T": getattr(trt, features)}
+    inputs, outputs = ([names[key] for key in text.split()] for text in INPUT_TYPES[name])
+    plugin = make_plugin(api, name)
+    assert plugin.get_output_data_types(inputs) == outputs
+    linear = [describe(dtype, trt.TensorFormat.LINEAR) for dtype in [*inputs, *outputs]]
+    for position in range(len(linear)):
+        assert plugin.supports_format_combination(position, linear, len(inputs))
+        for wrong in (
+            describe(trt.int8, trt.TensorFormat.LINEAR),
+            describe(linear[position].desc.type, trt.TensorFormat.HWC8),
+        ):
+            changed = [*linear[:position], wrong, *linear[position + 1 :]]
+            assert not plugin.supports_format_combination(position, changed, len(inputs))
+
+
+def test_mixed_feature_types_are_not_supported(api: TensorRtApi) -> None:
+    trt = api.module
+    types = [trt.float32, trt.float16, trt.float32, trt.float16]
+    tensors = [describe(dtype, trt.TensorFormat.LINEAR) for dtype in types]
+    plugin = make_plugin(api, "PyramidRoiAlign")
+    assert plugin.supports_format_combination(1, tensors, 3)
+    assert not plugin.supports_format_combination(2, tensors, 3)
+
+
+def describe(dtype: Any, layout: Any) -> SimpleNamespace:
+    return SimpleNamespace(desc=SimpleNamespace(type=dtype, format=layout))
+
+
+class Expressions:
+    """Dimensions as text instead of TensorRT's expressions."""
+
+    def operation(self, kind: str, a: str, b: str) -> str:
+        assert kind == "PROD"
+        return f"{a}*{b}"
+
+    def constant(self, value: int) -> str:
+        return str(value)
+
+
+SHAPES = [
+    ("RpnProposals", [["B", "2"], *[["B", "A", "H", "W"]] * 4], [["B", str(PROPOSALS), "4"]]),
+    ("PyramidRoiAlign", [["B", "N", "4"], *[["B", "C", "H", "W"]] * 2], [["B*N", "C", str(PATCH), str(PATCH)]]),
+    (
+        "DetectionNms",
+        [["B", "2"], ["B", "P", "4"], ["R", "K"], ["R", "4K"]],
+        [["B"], ["B", str(DETECTIONS), "4"], ["B", str(DETECTIONS)], ["B", str(DETECTIONS)]],
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "inputs", "outputs"), SHAPES)
+def test_output_shapes_are_expressions_of_the_inputs(
+    api: TensorRtApi, name: str, inputs: list[list[str]], outputs: list[list[str]]
+) -> None:
+    plugin = make_plugin(api, name)
+    plugin.api = SimpleNamespace(
+        module=SimpleNamespace(DimsExprs=list, DimensionOperation=SimpleNamespace(PROD="PROD"))
+    )
+    assert plugin.get_output_shapes(inputs, [], Expressions()) == outputs
+
+
+def test_enqueue_says_that_there_is_no_kernel_yet(api: TensorRtApi) -> None:
+    with pytest.raises(
+        PluginError, match=r"RpnProposals has no CUDA kernel in this version.*edge-mrcnn run model\.onnx"
+    ):
+        make_plugin(api, "RpnProposals").enqueue([], [], [], [], 0, 0)

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_mrcnn import cli, device, doctor
+from edge_mrcnn.device import Gpu
+from edge_mrcnn.doctor import Finding, Package, examine, find_package, to_json, to_lines
+
+GPU = Gpu("NVIDIA RTX 4090", (8, 9), 24 << 30)
+
+ALL = {package.module: "1.0" for package in doctor.PACKAGES}
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, gpus: list[Gpu] | None = None, missing: tuple[str, ...] = ()) -> None:
+    """A machine with these GPUs and every package but those."""
+    monkeypatch.setattr(device, "find_gpus", lambda: gpus or [])
+    monkeypatch.setattr(device, "driver_cuda_version", lambda: (12, 6) if gpus else None)
+    monkeypatch.setattr(device, "jetson_model", lambda: None)
+    monkeypatch.setattr(doctor, "find_package", lambda package: None if package.module in missing else "1.0")
+
+
+def look_up(area: str, name: str) -> Finding:
+    return next(finding for finding in examine() if (finding.area, finding.name) == (area, name))
+
+
+def test_this_machine_is_examined_without_a_crash() -> None:
+    findings = examine()
+    assert {finding.area for finding in findings} >= {"machine", "packages", "tensorrt", "video", "rendering", "verbs"}
+    assert look_up("machine", "Python").status == "ok"
+    assert all(finding.remedy for finding in findings if finding.status == "missing"), "what is missing has a remedy"
+    assert [item["name"] for item in json.loads(to_json(findings))] == [finding.name for finding in findings]
+    lines = to_lines(findings)
+    assert "verbs:" in lines
+    assert all(any(finding.detail in line for line in lines) for finding in findings)
+
+
+VERBS = [
+    # verb, package that is missing, command that helps
+    ("train", "torchvision", "pip install 'edge-mrcnn[train]'"),
+    ("export", "onnxscript", "pip install 'edge-mrcnn[train]'"),
+    ("build", "onnx_graphsurgeon", "pip install 'edge-mrcnn[compile]'"),
+    ("build", "tensorrt_rtx", "pip install 'edge-mrcnn[rtx]'"),
+    ("run", "cv2", "pip install 'edge-mrcnn[vision]'"),
+    ("run", "onnxruntime", "pip install 'edge-mrcnn[cpu]'"),
+    ("eval", "pycocotools", "pip install 'edge-mrcnn[eval]'"),
+    ("bench", "onnxruntime", "pip install 'edge-mrcnn[cpu]'"),
+    ("inspect", "onnx", "pip install 'edge-mrcnn[compile]'"),
+]
+
+
+@pytest.mark.parametrize(("verb", "missing", "remedy"), VERBS)
+def test_a_verb_that_cannot_run_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, verb: str, missing: str, remedy: str
+) -> None:
+    pretend(monkeypatch)
+    assert look_up("verbs", verb).status == "ok"
+    pretend(monkeypatch, missing=(missing,))
+    finding = look_up("verbs", verb)
+    assert (finding.status, finding.remedy) == ("missing", remedy)
+    assert missing in finding.detail
+
+
+def test_every_verb_of_the_cli_is_examined() -> None:
+    assert set(doctor.NEEDS) | {"doctor"} == set(cli.VERBS)
+
+
+def test_every_extra_named_is_one_of_the_projects() -> None:
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no TOML reader")
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert {package.extra for package in doctor.PACKAGES} <= set(project["optional-dependencies"])
+
+
+def test_a_full_tensorrt_builds_only_beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, missing=("tensorrt_rtx",))
+    assert look_up("verbs", "build").status == "missing"
+    pretend(monkeypatch, [GPU], missing=("tensorrt_rtx",))
+    assert look_up("verbs", "build").detail == "can build with --target tensorrt"
+    pretend(monkeypatch, [GPU])
+    assert look_up("verbs", "build").detail == "can build with --target rtx or --target tensorrt"
+
+
+def test_what_only_a_gpu_has_use_for_is_not_missing_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, missing=("tensorrt", "cuda"))
+    assert look_up("packages", "tensorrt").status == "note"
+    pretend(monkeypatch, [GPU], missing=("tensorrt", "cuda"))
+    assert look_up("packages", "tensorrt").status == "missing"
+    assert look_up("tensorrt", "TensorRT").remedy == "pip install 'edge-mrcnn[tensorrt]'"
+
+
+def test_a_gpu_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, [GPU])
+    assert look_up("machine", "GPU 0").detail == "NVIDIA RTX 4090, sm_89, 24.0 GiB, driver for CUDA 12.6"
+
+
+def test_a_jetson_is_told_of_its_own_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pretend(monkeypatch, [Gpu("Orin", (8, 7), 8 << 30, integrated=True)], missing=("tensorrt", "cv2"))
+    (tmp_path / "release").write_text("# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic")
+    monkeypatch.setattr(device, "JETSON_RELEASE", tmp_path / "release")
+    monkeypatch.setattr(device, "jetson_model", lambda: "NVIDIA Jetson Orin Nano")
+    assert look_up("machine", "Jetson").detail == "NVIDIA Jetson Orin Nano, L4T 36.4.3"
+    assert "shared with the host" in look_up("machine", "GPU 0").detail
+    assert look_up("packages", "tensorrt").remedy == doctor.ON_JETSON
+    assert look_up("packages", "opencv-python").remedy == doctor.ON_JETSON
+
+
+class BrokenOpenCv:
+    def find_spec(self, name: str, *_: Any) -> None:
+        if name == "cv2":
+            raise ImportError("libGL.so.1: cannot open shared object file")
+
+
+def test_a_broken_opencv_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "cv2", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [BrokenOpenCv(), *sys.meta_path])
+    finding = look_up("video", "OpenCV")
+    assert finding.status == "missing"
+    assert "libGL.so.1" in finding.detail
+    assert finding.remedy is not None
+    assert "apt-get install -y libgl1" in finding.remedy
+
+
+GUIS = [
+    # build information, DISPLAY, status
+    ("  GUI:   NONE\n", ":0", "missing"),
+    ("  GUI:   QT5\n", "", "note"),
+    ("  GUI:   QT5\n", ":0", "ok"),
+    ("", ":0", "missing"),
+]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="displays are asked for on Linux")
+@pytest.mark.parametrize(("information", "display", "status"), GUIS)
+def test_windows_need_a_gui_and_a_display(
+    monkeypatch: pytest.MonkeyPatch, information: str, display: str, status: str
+) -> None:
+    monkeypatch.setenv("DISPLAY", display)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    assert doctor._examine_window(information).status == status
+
+
+def test_a_package_is_found_without_importing_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "explosive_package.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    package = Package("explosive_package", ("explosive-package",), "x", "nothing")
+    assert find_package(package) == "unknown version"
+    assert find_package(Package("no_such_package", ("no-such-package",), "x", "nothing")) is None
+
+
+def test_other_packages_in_the_cuda_namespace_are_not_cuda_core(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "cuda").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert find_package(Package("cuda", ("no-such-cuda-core",), "gpu-cu13", "")) is None
