@@ -48,12 +48,11 @@ def letterboxed(canvas: tuple[int, int], contents: Sizes, seed: int) -> tuple[Im
     return images, np.array(contents, np.float32)
 
 
-def seeded_model(name: str, background: float = 6.0, seed: int = 0) -> MaskRCNN:
-    """A model of the zoo with seeded weights and spread-out scores.
+def seeded_model(name: str, seed: int = 0) -> MaskRCNN:
+    """A model of the zoo with seeded weights and spread-out scores, for canvases of any size.
 
     Args:
         name: Name in the zoo.
-        background: Added to the background's logit: the higher, the fewer detections.
         seed: Of the weights.
     """
     torch.manual_seed(seed)
@@ -62,7 +61,7 @@ def seeded_model(name: str, background: float = 6.0, seed: int = 0) -> MaskRCNN:
     fix_pools(model, CALIBRATION_HW)
 
     def forward() -> None:
-        reference(model, images, sizes)
+        Reference(model, images, sizes).detect()
 
     with torch.no_grad(), fewer_rois(model):
         calibrate_norms(model, forward)
@@ -75,7 +74,6 @@ def seeded_model(name: str, background: float = 6.0, seed: int = 0) -> MaskRCNN:
             (heads.mask_predictor.mask_fcn_logits, 2.0),
         ):
             scale_output(layer, spread, forward)
-        heads.box_predictor.cls_score.bias[0] += background
     return model
 
 
@@ -123,15 +121,39 @@ def fix_pools(model: MaskRCNN, canvas: tuple[int, int]) -> None:
         pool.map_levels = LevelMapper(first, last, pool.canonical_scale, pool.canonical_level)
 
 
-@torch.no_grad()
-def reference(model: MaskRCNN, images: Images, image_hw: npt.NDArray[np.float32]) -> list[dict[str, Tensor]]:
+class Reference:
     """torchvision's own forward on letterboxed pictures: normalise the content, pad with zeros, then its modules."""
-    sizes = [(int(height), int(width)) for height, width in image_hw]
-    batch = torch.zeros(len(images), 3, *images.shape[1:3])
-    for row, image, (height, width) in zip(batch, images, sizes, strict=True):
-        content = torch.from_numpy(image[:height, :width]).permute(2, 0, 1).float() / 255
-        row[:, :height, :width] = model.transform.normalize(content)
-    features = model.backbone(batch)
-    proposals, _ = model.rpn(ImageList(batch, sizes), features)
-    results: list[dict[str, Tensor]] = model.roi_heads(features, proposals, sizes)[0]
-    return results
+
+    @torch.no_grad()
+    def __init__(self, model: MaskRCNN, images: Images, image_hw: npt.NDArray[np.float32]) -> None:
+        self.heads = model.roi_heads
+        self.sizes = [(int(height), int(width)) for height, width in image_hw]
+        batch = torch.zeros(len(images), 3, *images.shape[1:3])
+        for row, image, (height, width) in zip(batch, images, self.sizes, strict=True):
+            content = torch.from_numpy(image[:height, :width]).permute(2, 0, 1).float() / 255
+            row[:, :height, :width] = model.transform.normalize(content)
+        self.features = model.backbone(batch)
+        self.proposals, _ = model.rpn(ImageList(batch, self.sizes), self.features)
+
+    @torch.no_grad()
+    def detect(self) -> list[dict[str, Tensor]]:
+        """Boxes, scores, labels and masks of each picture."""
+        results: list[dict[str, Tensor]] = self.heads(self.features, self.proposals, self.sizes)[0]
+        return results
+
+    @torch.no_grad()
+    def set_background(self, least: int) -> None:
+        """Shift the background's logit so that the picture with the fewest detections has about `least` of them.
+
+        More and a picture reaches the limit of detections, whose last places a rounding error decides.
+        """
+        heads = self.heads
+        pooled = heads.box_roi_pool(self.features, self.proposals, self.sizes)
+        logits, deltas = heads.box_predictor(heads.box_head(pooled))
+        low, high = -15.0, 15.0
+        for _ in range(12):
+            middle = (low + high) / 2
+            shifted = logits + torch.tensor([middle] + [0.0] * (logits.shape[1] - 1))
+            scores = heads.postprocess_detections(shifted, deltas, self.proposals, self.sizes)[1]
+            low, high = (middle, high) if min(map(len, scores)) >= least else (low, middle)
+        heads.box_predictor.cls_score.bias[0] += low

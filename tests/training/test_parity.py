@@ -1,0 +1,144 @@
+"""Whole exported networks in ONNX Runtime against torchvision's own forward on the same letterboxed pictures."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnxruntime
+import pytest
+
+pytest.importorskip("torch", reason="torch is not installed")
+
+import torch
+from torch import Tensor
+from torchvision.models.detection import MaskRCNN
+from torchvision.ops import box_iou
+
+from edge_mrcnn.training.export import complete_class_names, trace_model
+from tests.training.random_models import CLASSES, Reference, fix_pools, letterboxed, seeded_model
+
+pytestmark = [pytest.mark.torch, pytest.mark.slow]
+
+log = logging.getLogger(__name__)
+
+LEAST_DETECTIONS = 50
+MATCHED = 0.995
+EXTRA = 0.005
+IOU = 0.99
+SCORE = 2e-3
+MASK = 1e-3
+MIN_SCORE = 0.05
+MIN_SIDE = 2.0
+
+PROPOSALS = {"maskrcnn_resnet50_fpn_v2": 300, "maskrcnn_resnet101_fpn": 300, "maskrcnn_resnext101_fpn": 300}
+"""Where the heads are the same as elsewhere, or heavy, fewer proposals keep the tests short."""
+
+SIZES = ((256, 320), (320, 320), (480, 640))
+CASES = [
+    (name, size)
+    for name in (
+        "maskrcnn_edge",
+        "maskrcnn_resnet50_fpn",
+        "maskrcnn_resnet50_fpn_v2",
+        "maskrcnn_resnet101_fpn",
+        "maskrcnn_resnext101_fpn",
+    )
+    for size in (*SIZES, *([(800, 1088)] if name == "maskrcnn_resnet50_fpn" else []))
+]
+
+
+@dataclass
+class Score:
+    """How many detections agree."""
+
+    expected: int = 0
+    matched: int = 0
+    given: int = 0
+    extra: int = 0
+    mask_differences: list[float] = field(default_factory=list)
+
+    def check(self) -> None:
+        assert self.matched >= MATCHED * self.expected, self
+        assert self.extra <= EXTRA * self.given, self
+        assert np.mean(self.mask_differences) <= MASK, self
+
+    def __str__(self) -> str:
+        mask = np.mean(self.mask_differences)
+        return f"{self.matched}/{self.expected} matched, {self.extra} extra, mask difference {mask:.1e}"
+
+
+@pytest.fixture(scope="module")
+def models() -> Iterator[dict[str, MaskRCNN]]:
+    """The last seeded model, by name: one at a time is kept, since they are large."""
+    kept: dict[str, MaskRCNN] = {}
+    threads = torch.get_num_threads()
+    yield kept
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    ("name", "canvas"), CASES, ids=lambda value: "x".join(map(str, value)) if len(value) == 2 else value
+)
+def test_detections_are_torchvisions(name: str, canvas: tuple[int, int], models: dict[str, MaskRCNN]) -> None:
+    if name not in models:
+        models.clear()
+        gc.collect()
+        models[name] = seeded_model(name)
+    model = models[name]
+    model.rpn._post_nms_top_n["testing"] = PROPOSALS.get(name, model.rpn._post_nms_top_n["testing"])
+    height, width = canvas
+    images, image_hw = letterboxed(canvas, [(height, width * 3 // 4), (height * 2 // 3, width)], seed=7)
+    fix_pools(model, canvas)
+    reference = Reference(model, images, image_hw)
+    reference.set_background(60)
+    expected = reference.detect()
+    session = open_session(model, name, canvas)
+    for batch in (slice(0, 2), slice(1, 2)):
+        score = Score()
+        found = session.run(None, {"images": images[batch], "image_hw": image_hw[batch]})
+        for picture, want in enumerate(expected[batch]):
+            assert len(want["scores"]) >= LEAST_DETECTIONS
+            compare(want, [torch.as_tensor(output[picture]) for output in found], score)
+        log.info("%s at %dx%d, batch %d: %s", name, height, width, len(found[0]), score)
+        score.check()
+
+
+def open_session(model: MaskRCNN, name: str, canvas: tuple[int, int]) -> onnxruntime.InferenceSession:
+    proto, _ = trace_model(model, name, canvas, complete_class_names(None, CLASSES))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def compare(want: dict[str, Tensor], found: list[Tensor], score: Score) -> None:
+    """Match one picture's detections one to one and add to the score."""
+    num, boxes, scores, labels, masks = found
+    count = int(num)
+    for output in found[1:]:
+        assert not output[count:].any(), "rows beyond num are not zero"
+    agree = box_iou(want["boxes"], boxes[:count]) >= IOU
+    agree &= want["labels"][:, None] == labels[:count]
+    agree &= (want["scores"][:, None] - scores[:count]).abs() <= SCORE
+    pairs: dict[int, int] = {}
+    for row, candidates in enumerate(agree):
+        free = [int(column) for column in candidates.nonzero()[:, 0] if int(column) not in pairs.values()]
+        if free:
+            pairs[row] = free[0]
+    counts = _matter(want["boxes"], want["scores"])
+    score.expected += int(counts.sum())
+    score.matched += sum(bool(counts[row]) for row in pairs)
+    score.given += count
+    unpaired = [column for column in range(count) if column not in pairs.values()]
+    score.extra += int(_matter(boxes[unpaired], scores[unpaired]).sum())
+    score.mask_differences += [
+        float((want["masks"][row, 0] - masks[column]).abs().mean()) for row, column in pairs.items()
+    ]
+
+
+def _matter(boxes: Tensor, scores: Tensor) -> Tensor:
+    """Which detections are compared: slivers and scores at the threshold are decided by rounding errors."""
+    return (scores >= MIN_SCORE) & ((boxes[:, 2:] - boxes[:, :2]) >= MIN_SIDE).all(dim=1)
