@@ -307,7 +307,7 @@ CHECKPOINTS: list[tuple[str, Callable[[Path], Any], list[str]]] = [
     ("missing", lambda path: None, ["w.pth", "does not exist"]),
     ("zero bytes", lambda path: path.write_bytes(b""), ["0 bytes"]),
     ("truncated", _truncated, ["truncated or damaged"]),
-    ("text", lambda path: path.write_text("hello"), ["w.pth", "state_dict"]),
+    ("text", lambda path: path.write_text("hello"), ["w.pth", "damaged", "download"]),
     ("with code", _saved(lambda state: Path("x")), ["was not loaded", "foreign code"]),
     ("a list", _saved(lambda state: [1, 2]), ["not a state dict"]),
     ("other entries", _saved(lambda state: {"epoch": 3}), ["no tensors", "'epoch'"]),
