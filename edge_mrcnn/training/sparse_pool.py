@@ -64,7 +64,8 @@ class SparseRoIAlign(nn.Module):
         columns = y[:, :, None, :, None] + x[:, None, :, None, :]
         weights = wy[:, :, None, :, None] * wx[:, None, :, None, :]
         entries = columns.shape[-1] * columns.shape[-2]
-        return columns.reshape(-1, entries), weights.reshape(-1, entries)
+        count = columns.shape[0] * columns.shape[1] * columns.shape[2]
+        return columns.reshape(count, entries), weights.reshape(count, entries)
 
     def _axis(self, low: Tensor, high: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels and weights along one axis: `(R, S, 2 * sampling_ratio)`.
@@ -83,7 +84,8 @@ class SparseRoIAlign(nn.Module):
         fraction = at - below
         weights = torch.stack([1 - fraction, fraction], -1) * inside[..., None] / ratio
         pixels = torch.stack([below, above], -1)
-        return pixels.view(len(low), side, -1), weights.view(len(low), side, -1)
+        shape = (len(low), side, 2 * ratio)
+        return pixels.view(shape), weights.view(shape)
 
 
 def use_sparse_pools(model: MaskRCNN) -> None:

@@ -51,7 +51,7 @@ class CanvasModel(nn.Module):
         self.bf16 = bf16
 
     def forward(self, pictures: Tensor, targets: Sequence[dict[str, Any]]) -> tuple[Losses, Detections]:
-        """Losses by name in training mode, else the detections of each canvas.
+        """Losses by name where the model is in training mode, else the detections of each canvas.
 
         Args:
             pictures: `(B, H, W, 3)` uint8 RGB.
@@ -65,7 +65,7 @@ class CanvasModel(nn.Module):
         sizes = [tuple(target["image_hw"]) for target in targets]
         transform = model.transform
         images = normalise(pictures, sizes, transform.image_mean, transform.image_std)
-        truth = list(targets) if self.training else None
+        truth = list(targets) if model.training else None
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
             features = {name: level.float() for name, level in model.backbone(images).items()}
             self._set_scales(features, images)

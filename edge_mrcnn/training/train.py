@@ -93,7 +93,7 @@ class TrainOptions:
     threads: int = 0
     """CPU threads of torch; 0 leaves it to torch."""
     cache_gb: float = 4.0
-    """Memory for decoded pictures, in 10^9 bytes."""
+    """Memory for decoded pictures, in 10^9 bytes, shared out among the processes."""
     bf16: bool = True
     """Convolutions and products in bfloat16; losses, boxes and weights stay in float32."""
     device: str = "auto"
@@ -157,8 +157,8 @@ class _Trainer:
     def __init__(self, model_name: str, data: Path, options: TrainOptions, world: World) -> None:
         self.name, self.options, self.world = model_name, options, world
         self.size = options.size or find_entry(model_name).default_size
-        augmentation = Augmentation(options.flip, options.zoom, options.light)
-        self.data = CocoDataset(data, self.size, augmentation, seed=options.seed, cache_gb=options.cache_gb)
+        augmentation, room = Augmentation(options.flip, options.zoom, options.light), options.cache_gb / world.size
+        self.data = CocoDataset(data, self.size, augmentation, seed=options.seed, cache_gb=room)
         self.val = CocoDataset(annotations_path(options.val), self.size) if options.val else None
         torch.manual_seed(options.seed)
         self.model = self._build().to(world.device, memory_format=torch.channels_last)
@@ -202,7 +202,6 @@ class _Trainer:
         self.sampler.epoch = self.data.epoch = self.epoch
         self.data.canvas_hw = canvas_of_epoch(self.options, self.size, self.epoch)
         _set_training(self.model)
-        wrapped.training = True
         started = time.monotonic()
         total: dict[str, float] = {}
         for pictures, targets in self._batches():

@@ -32,7 +32,7 @@ def validate(model: MaskRCNN, dataset: CocoDataset, limit: int = 0) -> dict[str,
     """
     count = len(dataset)
     chosen = range(count) if not 0 < limit < count else np.linspace(0, count - 1, limit).round().astype(int)
-    was_training, canvas = model.training, CanvasModel(model).eval()
+    was_training, canvas = model.training, CanvasModel(model.eval())
     results: list[dict[str, Any]] = []
     with torch.inference_mode():
         for index in chosen:
