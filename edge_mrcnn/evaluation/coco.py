@@ -39,8 +39,8 @@ class EvalOptions:
     """How `evaluate` compares a model with a data set."""
 
     classes: Literal["equal", "common"] = "equal"
-    """equal: the model's classes and the data's categories must have the same names. common: names that both have
-    count, the others are left out of the detections and of the truth alike."""
+    """equal: the model's classes and the data's categories must have the same names.
+    common: names that both have count; the others are left out, of detections and truth alike."""
 
     limit: int | None = None
     """Take the first so many pictures of the set only; all when not given."""
@@ -306,7 +306,7 @@ def _read_scores(runner: Any, categories: Sequence[Mapping[str, Any]]) -> ApScor
 def _mean(values: npt.NDArray[np.float64]) -> float | None:
     """Mean in points of 100 of what is measured; -1 marks what has no ground truth."""
     measured = values[values > -1]
-    return float(measured.mean() * 100) if measured.size else None
+    return round(float(measured.mean() * 100), 3) if measured.size else None
 
 
 def _restrict(truth: dict[str, Any], categories: set[int], limit: int | None) -> dict[str, Any]:
