@@ -123,25 +123,20 @@ def build_engine(model: Path, options: BuildOptions | None = None, output_dir: P
     """
     started, options = time.monotonic(), options or BuildOptions()
     model = Path(model)
-    target = resolve_target(options.target)
-    source = load_model(model)
-    bound = run_passes(source, options.precision)
-    data = bound.SerializeToString(deterministic=True)
-    plan = _Plan(options, target, model, hash_file(model), ModelSpec.from_metadata(_metadata(bound), model))
-    key = plan.key(hashlib.sha256(data).hexdigest())
-    engine = (
-        Path(output_dir) if output_dir else model.parent
-    ) / f"{model.stem}.{target.slug}.{options.precision}.engine"
+    plan = _plan(model, options, resolve_target(options.target))
+    key = plan.key()
+    folder = Path(output_dir) if output_dir else model.parent
+    engine = folder / f"{model.stem}.{plan.target.slug}.{options.precision}.engine"
     cache = EngineCache(options.cache_dir or default_cache_folder(), options.cache_limit_gib)
     sidecar = None if options.force else _find_built(engine, key, cache)
     memory = None
     if cached := sidecar is not None:
         _log.info("%s had been built before and is taken over", engine)
     else:
-        sidecar, memory = _build(engine, plan, key, data, count_plugins(bound))
+        sidecar, memory = _build(engine, plan)
         cache.keep(key, engine, sidecar)
     seconds, size = time.monotonic() - started, engine.stat().st_size
-    return BuildResult(engine, sidecar_path(engine), cached, seconds, size, str(target), memory)
+    return BuildResult(engine, sidecar_path(engine), cached, seconds, size, str(plan.target), memory)
 
 
 def parse_batch(batch: str | tuple[int, int, int]) -> tuple[int, int, int]:
@@ -224,25 +219,34 @@ def count_plugins(model: onnx.ModelProto) -> dict[str, int]:
     return dict(Counter(node.op_type for node in model.graph.node if node.domain == DOMAIN))
 
 
+def _plan(model: Path, options: BuildOptions, target: Target) -> _Plan:
+    """Read the model and run the passes; of the models in memory only the last one's bytes stay."""
+    bound = run_passes(load_model(model), options.precision)
+    spec = ModelSpec.from_metadata({entry.key: entry.value for entry in bound.metadata_props}, model)
+    data = bound.SerializeToString(deterministic=True)
+    return _Plan(options, target, hash_file(model), spec, data, count_plugins(bound))
+
+
 @dataclass(frozen=True)
 class _Plan:
     """Everything about a build that is settled before TensorRT is started."""
 
     options: BuildOptions
     target: Target
-    model: Path
     onnx_sha256: str
     spec: ModelSpec
+    bound: bytes
+    plugins: dict[str, int]
 
     @property
     def gpu(self) -> device.Gpu | None:
         return next(iter(device.find_gpus()), None) if self.target.current else None
 
-    def key(self, bound_sha256: str) -> str:
+    def key(self) -> str:
         """Hash of all that makes a difference to the engine."""
         parts = {
             "onnx": self.onnx_sha256,
-            "bound": bound_sha256,
+            "bound": hashlib.sha256(self.bound).hexdigest(),
             "precision": self.options.precision,
             "target": str(self.target),
             "batch": parse_batch(self.options.batch),
@@ -254,7 +258,7 @@ class _Plan:
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    def sidecar(self, key: str, built: dict[str, Any]) -> EngineSidecar:
+    def sidecar(self, built: dict[str, Any]) -> EngineSidecar:
         """The sidecar for what the worker built."""
         return EngineSidecar(
             edge_mrcnn=edge_mrcnn.__version__,
@@ -272,7 +276,7 @@ class _Plan:
             onnx_sha256=self.onnx_sha256,
             engine_sha256=built["sha256"],
             plugins_sha256=plugins_hash(),
-            build_key=key,
+            build_key=self.key(),
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
 
@@ -281,17 +285,13 @@ def _read_tensors(described: list[dict[str, Any]]) -> tuple[TensorInfo, ...]:
     return tuple(TensorInfo(item["name"], item["dtype"], tuple(item["shape"])) for item in described)
 
 
-def _build(
-    engine: Path, plan: _Plan, key: str, data: bytes, plugins: dict[str, int]
-) -> tuple[EngineSidecar, int | None]:
+def _build(engine: Path, plan: _Plan) -> tuple[EngineSidecar, int | None]:
     with unfinished(engine) as part, tempfile.TemporaryDirectory(prefix="edge_mrcnn_") as folder:
         bound = Path(folder) / "bound.onnx"
         try:
-            bound.write_bytes(data)
+            bound.write_bytes(plan.bound)
         except OSError as error:
-            raise EngineError(
-                f"cannot write to the temporary folder ({error}); set TMPDIR to one with space"
-            ) from error
+            raise EngineError(f"cannot write to the temporary folder ({error}); set TMPDIR to another") from error
         job = Job(
             onnx=str(bound),
             engine=str(part.absolute()),
@@ -300,10 +300,10 @@ def _build(
             batch=parse_batch(plan.options.batch),
             workspace=plan.options.workspace,
             input_hw=plan.spec.input_hw,
-            plugins=plugins,
+            plugins=plan.plugins,
         )
         built = run_worker(job, plan.target.flavour, Path(folder), plan.options.timeout_s)
-        sidecar = plan.sidecar(key, built)
+        sidecar = plan.sidecar(built)
         publish(part, engine, sidecar)
     return sidecar, built["peak_memory_bytes"]
 
@@ -332,7 +332,3 @@ def _version(flavour: Flavour) -> str:
     """Version without loading TensorRT where its package says it, by loading it where not."""
     version = tensorrt_api.installed_version(flavour)
     return tensorrt_api.load(flavour).version if version in (None, "unknown version") else str(version)
-
-
-def _metadata(model: onnx.ModelProto) -> dict[str, str]:
-    return {entry.key: entry.value for entry in model.metadata_props}

@@ -249,11 +249,11 @@ def test_what_cannot_be_built_here_comes_with_what_to_do_instead(
 
 def test_an_engine_for_this_gpu_goes_by_the_gpu(monkeypatch: pytest.MonkeyPatch, options: Options) -> None:
     machine(monkeypatch, [GPU], tensorrt="10.3")
-    plan = builder._Plan(options(target="tensorrt"), resolve_target("tensorrt"), Path("m.onnx"), "0", SPEC)
-    key = plan.key("1")
+    plan = builder._Plan(options(target="tensorrt"), resolve_target("tensorrt"), "0", SPEC, b"", {})
+    key = plan.key()
     assert plan.gpu == GPU
     machine(monkeypatch, [dataclasses.replace(GPU, capability=(11, 0))], tensorrt="10.3")
-    assert plan.key("1") != key
+    assert plan.key() != key
 
 
 @pytest.mark.parametrize(
