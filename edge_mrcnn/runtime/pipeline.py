@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import logging
 import queue
 import sys
@@ -49,8 +50,8 @@ class RunOptions:
     mask_threshold: float = 0.5
     """A pixel belongs to a mask where its probability is at least this."""
 
-    no_masks: bool = False
-    """Draw boxes instead of masks, and leave masks out of the records."""
+    masks: bool = True
+    """Draw masks and keep them for the records; without, boxes are drawn."""
 
     rle: bool = False
     """Write masks into JSON lines, as COCO RLE."""
@@ -107,9 +108,22 @@ class RunSummary:
     outputs: tuple[str, ...] = ()
     interrupted: bool = False
 
-    def to_dict(self) -> dict[str, Any]:
-        """The summary as plain types, ready for JSON."""
-        return asdict(self)
+    def to_json(self) -> str:
+        """The summary as indented JSON."""
+        return json.dumps(asdict(self), indent=2)
+
+    def lines(self) -> list[str]:
+        """The summary as lines of text."""
+        end = ", interrupted" if self.interrupted else ""
+        skipped = f", {self.skipped} pictures skipped" if self.skipped else ""
+        rows = [f"{self.frames} frames in {self.seconds:.1f} s, {self.fps:.1f} fps, {self.backend}{skipped}{end}"]
+        if self.latency_ms:
+            rows.append(f"{'ms a frame':<12}{'p50':>8}{'p95':>8}")
+            rows += [f"{stage:<12}{found.p50:8.1f}{found.p95:8.1f}" for stage, found in self.latency_ms.items()]
+        if self.detections:
+            rows.append("found: " + ", ".join(f"{count} {name}" for name, count in self.detections.items()))
+        rows += [f"wrote {uri}" for uri in self.outputs]
+        return rows
 
 
 def run_pipeline(
@@ -179,7 +193,7 @@ class _Run:
         self._sources = sources
         self._sinks = sinks
         self._options = options
-        self._annotate = AnnotateOptions(masks=not options.no_masks, mask_threshold=options.mask_threshold)
+        self._annotate = AnnotateOptions(masks=options.masks, mask_threshold=options.mask_threshold)
         self._latency = LatencyRecorder()
         self._counts: Counter[str] = Counter()
         self._frames = 0
@@ -210,7 +224,7 @@ class _Run:
         found, timings = self._detector.detect_timed(batch)
         self._latency.add_timings(timings)
         for frame, detections in zip(batch, found, strict=True):
-            kept = replace(detections, mask=None) if self._options.no_masks else detections
+            kept = detections if self._options.masks else replace(detections, mask=None)
             begin = time.perf_counter_ns()
             self._write(frame, kept)
             self._latency.add("sinks", time.perf_counter_ns() - begin)

@@ -45,7 +45,8 @@ def test_pattern_to_everything(model: Path, tmp_path: Path, batch: int) -> None:
         assert video.fps == 20  # the source's
         assert len(list(video)) == 7
     assert len(list((tmp_path / "pictures").iterdir())) == 7
-    json.dumps(summary.to_dict())
+    assert json.loads(summary.to_json())["frames"] == 7
+    assert any("7 mug, 7 bottle" in line for line in summary.lines())
 
 
 def test_sources_one_after_the_other(model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -67,8 +68,8 @@ def test_max_frames(model: Path, tmp_path: Path) -> None:
     assert len(lines(tmp_path / "out.jsonl")) == 5
 
 
-def test_no_masks(model: Path, tmp_path: Path) -> None:
-    options = RunOptions(no_masks=True, rle=True, threshold=0.2)
+def test_without_masks(model: Path, tmp_path: Path) -> None:
+    options = RunOptions(masks=False, rle=True, threshold=0.2)
     run_pipeline(model, [PATTERN], [tmp_path / "out.jsonl"], options)
     assert all("mask" not in entry for line in lines(tmp_path / "out.jsonl") for entry in line["detections"])
 
@@ -145,7 +146,7 @@ INTERRUPTED = """
 import json, sys
 from edge_mrcnn.runtime.pipeline import run_pipeline
 print("ready", flush=True)
-print(json.dumps(run_pipeline(sys.argv[1], ["test://64x48"], sys.argv[2:]).to_dict()))
+print(run_pipeline(sys.argv[1], ["test://64x48"], sys.argv[2:]).to_json())
 """
 
 
