@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -94,26 +95,38 @@ def is_gone(pid: int) -> bool:
     return False
 
 
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
+    """The workers that were started."""
+    processes: list[subprocess.Popen[bytes]] = []
+    start = worker_process._start
+
+    def record(*arguments: Any) -> subprocess.Popen[bytes]:
+        processes.append(start(*arguments))
+        return processes[-1]
+
+    monkeypatch.setattr(worker_process, "_start", record)
+    return processes
+
+
+@pytest.mark.parametrize("stubborn", [False, True], ids=["ends when asked", "has to be killed"])
 def test_a_worker_that_takes_too_long_is_ended(
-    rtx: None, monkeypatch: pytest.MonkeyPatch, tiny_path: Path, options: Options, tmp_path: Path
+    rtx: None,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_path: Path,
+    options: Options,
+    tmp_path: Path,
+    started: list[subprocess.Popen[bytes]],
+    stubborn: bool,
 ) -> None:
-    note = tmp_path / "pid"
-    worker(monkeypatch, sleeper(note))
-    with pytest.raises(EngineError, match=r"longer than 1 s and was ended.*--timeout-s"):
-        build_engine(tiny_path, options(timeout_s=1.0), tmp_path / "out")
-    assert is_gone(int(note.read_text()))
+    ignore = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " if stubborn else ""
+    worker(monkeypatch, f"{ignore}import time; time.sleep(120)")
+    monkeypatch.setattr(worker_process, "GRACE_S", 0.2 if stubborn else 60.0)
+    with pytest.raises(EngineError, match=r"longer than 2 s and was ended.*--timeout-s"):
+        build_engine(tiny_path, options(timeout_s=2.0), tmp_path / "out")
+    (process,) = started
+    assert process.poll() in (-signal.SIGTERM, -signal.SIGKILL)
     assert not list((tmp_path / "out").iterdir())
-
-
-def test_a_worker_that_will_not_end_is_killed(
-    rtx: None, monkeypatch: pytest.MonkeyPatch, tiny_path: Path, options: Options, tmp_path: Path
-) -> None:
-    note = tmp_path / "pid"
-    worker(monkeypatch, f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {sleeper(note)}")
-    monkeypatch.setattr(worker_process, "GRACE_S", 0.2)
-    with pytest.raises(EngineError, match="longer than 1 s"):
-        build_engine(tiny_path, options(timeout_s=1.0), tmp_path / "out")
-    assert is_gone(int(note.read_text()))
 
 
 def start_build(tiny_path: Path, tmp_path: Path) -> tuple[subprocess.Popen[bytes], int]:
