@@ -164,7 +164,7 @@ def test_ctrl_c_finishes_the_files(model: Path, tmp_path: Path) -> None:
     os.kill(process.pid, signal.SIGINT)
     output, errors = process.communicate(timeout=30)
     assert process.returncode == 0, errors
-    summary = json.loads(output.splitlines()[-1])
+    summary = json.loads(output.partition("ready\n")[2])
     assert summary["interrupted"] is True
     assert summary["frames"] > 0
     assert abs(len(lines(tmp_path / "out.jsonl")) - summary["frames"]) <= 1
