@@ -22,8 +22,8 @@ def quiet() -> Iterator[None]:
         >>> with quiet():
         ...     capture = cv2.VideoCapture("missing.mp4")
     """
-    logging = getattr(getattr(cv2, "utils", None), "logging", None)
-    if logging is None:
+    logging = getattr(getattr(cv2, "utils", None), "logging", cv2)  # older ones have them in cv2 itself
+    if not hasattr(logging, "setLogLevel"):
         yield
         return
     level = logging.getLogLevel()
