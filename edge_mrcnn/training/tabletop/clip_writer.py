@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,21 @@ def _record(name: str, frame: ClipFrame) -> Record:
     return record
 
 
+def _write_frames(
+    folder: Path, frames: Iterable[ClipFrame], video: cv2.VideoWriter, cameras: list[dict[str, Any]], quality: int
+) -> Iterator[Record]:
+    """Writes each frame's picture, depth and video frame, appends its camera to `cameras`, and yields its record."""
+    for frame in frames:
+        stem = f"{frame.picture.index:06d}"
+        write_image(folder / "images" / f"{stem}.jpg", frame.picture.image, quality)
+        depth = folder / "depth" / f"{stem}.png"
+        if not cv2.imwrite(str(depth), depth_in_millimetres(frame.depth_m)):
+            raise EdgeMrcnnError(f"{depth} cannot be written. Check that the disk has room.")
+        video.write(cv2.cvtColor(frame.picture.image, cv2.COLOR_RGB2BGR))
+        cameras.append(_camera_entry(f"{stem}.jpg", frame))
+        yield _record(f"{stem}.jpg", frame)
+
+
 def write_clip(
     out: Path,
     seed: int,
@@ -116,26 +131,15 @@ def write_clip(
         EdgeMrcnnError: this machine cannot render, or a file cannot be written.
     """
     count = max(1, round(duration_s * fps))
-    cameras: list[dict[str, Any]] = []
-
-    def records(folder: Path, video: cv2.VideoWriter) -> Iterator[Record]:
-        frames = render_clip(seed, duration_s, fps, size)
-        for frame in tqdm(frames, total=count, desc=str(out), unit="frame", disable=None):
-            stem = f"{frame.picture.index:06d}"
-            write_image(folder / "images" / f"{stem}.jpg", frame.picture.image, quality)
-            depth = folder / "depth" / f"{stem}.png"
-            if not cv2.imwrite(str(depth), depth_in_millimetres(frame.depth_m)):
-                raise EdgeMrcnnError(f"{depth} cannot be written. Check that the disk has room.")
-            video.write(cv2.cvtColor(frame.picture.image, cv2.COLOR_RGB2BGR))
-            cameras.append(_camera_entry(f"{stem}.jpg", frame))
-            yield _record(f"{stem}.jpg", frame)
-
+    frames = tqdm(render_clip(seed, duration_s, fps, size), total=count, desc=str(out), unit="frame", disable=None)
     with new_folder(out) as folder:
         (folder / "images").mkdir()
         (folder / "depth").mkdir()
         video = open_video(folder / "clip.mp4", fps, size)
+        cameras: list[dict[str, Any]] = []
         try:
-            total = write_annotations(folder / "annotations.json", records(folder, video), seed)
+            records = _write_frames(folder, frames, video, cameras, quality)
+            total = write_annotations(folder / "annotations.json", records, seed)
         finally:
             video.release()
         check_video(folder / "clip.mp4", count)

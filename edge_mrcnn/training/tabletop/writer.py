@@ -8,6 +8,7 @@ import logging
 import multiprocessing
 import os
 import shutil
+import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -155,7 +156,10 @@ def write_pictures(
             if workers > 1:
                 # Each software renderer would otherwise start a thread for every core.
                 os.environ.setdefault("LP_NUM_THREADS", "1")
-                pool = stack.enter_context(multiprocessing.get_context("spawn").Pool(workers))
+                # Ctrl-C reaches the whole process group: the parent cleans up, the workers keep quiet.
+                ignore = (signal.SIGINT, signal.SIG_IGN)
+                context = multiprocessing.get_context("spawn")
+                pool = stack.enter_context(context.Pool(workers, initializer=signal.signal, initargs=ignore))
                 records = pool.imap(job, range(count))
             records = tqdm(records, total=count, desc=str(out), unit="picture", disable=None)
             total = write_annotations(folder / "annotations.json", records, seed)
