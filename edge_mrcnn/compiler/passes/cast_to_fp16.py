@@ -85,7 +85,7 @@ class _Caster:
             tensor.dtype = types.get(spec.dtype, tensor.dtype)
 
     def _visit_standard(self, node: gs.Node) -> None:
-        schema = onnx.defs.get_schema(node.op, self.graph.opset, node.domain or "")
+        schema = _schema(node, self.graph.opset)
         inputs = _type_variables(schema.inputs, len(node.inputs))
         outputs = _type_variables(schema.outputs, len(node.outputs))
         halves = {c.type_param_str for c in schema.type_constraints if "tensor(float16)" in c.allowed_type_strs}
@@ -148,6 +148,16 @@ class _Caster:
             name += "_"
         self._names.add(name)
         return name
+
+
+def _schema(node: gs.Node, opset: int) -> onnx.defs.OpSchema:
+    try:
+        return onnx.defs.get_schema(node.op, opset, node.domain or "")
+    except onnx.defs.SchemaError as error:
+        raise ExportError(
+            f"node {node.name!r}: ONNX knows no op {node.domain or 'ai.onnx'}.{node.op} in opset {opset}, so its types "
+            "are unknown; inline it first: onnx.inliner.inline_local_functions"
+        ) from error
 
 
 def _cast_node(source: gs.Variable, result: gs.Variable) -> gs.Node:

@@ -138,6 +138,14 @@ def test_control_flow_is_refused() -> None:
         )
 
 
+def test_an_op_without_schema_is_refused() -> None:
+    with pytest.raises(ExportError, match=r"'odd': ONNX knows no op other\.Twice"):
+        cast(
+            """<ir_version: 10, opset_import: ["" : 20, "other" : 1]>
+            g (float[1] x) => (float[1] y) { [odd] y = other.Twice (x) }"""
+        )
+
+
 @pytest.fixture
 def half(tiny: onnx.ModelProto) -> onnx.ModelProto:
     """The tiny network in float16, function bodies kept."""
