@@ -41,7 +41,8 @@ class BuildOptions:
     """How to build an engine."""
 
     precision: Precision = "fp16"
-    """What the network computes in; boxes, top-k, softmax and NMS are float32 either way."""
+    """What the network computes in; boxes, top-k, softmax and NMS are float32 either way. int8 comes in a later
+    version."""
 
     target: str | None = None
     """TensorRT and GPUs to build for: `rtx` (any RTX GPU from Ampere on), `rtx:sm_86,sm_89`, `rtx:current`, `tensorrt`

@@ -29,7 +29,7 @@ def options(tmp_path: Path) -> Any:
     """Makes options whose cache is the test's own."""
 
     def make(**fields: Any) -> BuildOptions:
-        return BuildOptions(**{"target": "rtx:sm_86", "cache_dir": tmp_path / "cache", "timeout_s": 120.0, **fields})
+        return BuildOptions(**{"target": "rtx:sm_86", "cache_dir": tmp_path / "cache", "timeout_s": 300.0, **fields})
 
     return make
 

@@ -147,7 +147,7 @@ except KeyboardInterrupt:
     environment = os.environ | {"TMPDIR": str(tmp_path / "tmp"), "PYTHONPATH": str(ROOT)}
     (tmp_path / "tmp").mkdir()
     process = subprocess.Popen([sys.executable, "-c", code], env=environment)
-    wait_for(lambda: note.exists() and note.read_text().isdigit(), "the worker", 60.0)
+    wait_for(lambda: note.exists() and note.read_text().isdigit(), "the worker", 120.0)
     return process, int(note.read_text())
 
 
@@ -156,7 +156,7 @@ def test_ctrl_c_ends_the_worker_and_leaves_nothing(rtx: None, tiny_path: Path, t
     assert list((tmp_path / "out").iterdir()), "the unfinished engine has a name of its own"
     assert list((tmp_path / "tmp").glob("edge_mrcnn_*")), "and the model bound for TensorRT a folder"
     process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 130
+    assert process.wait(60) == 130
     assert is_gone(pid)
     assert not list((tmp_path / "out").iterdir())
     assert not list((tmp_path / "tmp").glob("edge_mrcnn_*"))
@@ -174,7 +174,7 @@ def test_a_worker_ends_with_its_parent_and_takes_the_unfinished_engine_along(tmp
     assert process.poll() is None
     assert process.stdin is not None
     process.stdin.close()
-    process.wait(20)
+    process.wait(60)
     assert not engine.exists()
 
 

@@ -47,7 +47,9 @@ def test_an_engine_of_each_model(
     precision: Precision,
     dtype: str,
 ) -> None:
-    result = build_engine(model, options(precision=precision, target="rtx", cache_limit_gib=0.0), tmp_path)
+    result = build_engine(
+        model, options(precision=precision, target="rtx", cache_limit_gib=0.0, timeout_s=900.0), tmp_path
+    )
     sidecar = EngineSidecar.load_for(result.engine)
     assert sidecar.spec.name == model.stem
     assert sum(layer.type == "PLUGIN_V3" for layer in sidecar.layers) == 4
