@@ -164,12 +164,11 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
         return picture
 
     def preload(self) -> None:
-        """Read pictures until the cache is full, so that worker processes forked later share it."""
+        """Read all masks, and pictures until the cache is full, so that worker processes forked later share them."""
         for index in range(len(self)):
             self.masks(index)
-            if self._cache.room < np.prod(self.records[index].hw) * 3:
-                break
-            self.picture(index)
+            if self._cache.room >= np.prod(self.records[index].hw) * 3:
+                self.picture(index)
 
     def masks(self, index: int) -> list[PackedMask]:
         """Masks of the objects of picture `index`, in its own pixels."""
