@@ -43,7 +43,11 @@ class Window(NamedTuple):
 
 
 def paste_masks(
-    patches: npt.NDArray[np.float32], xyxy: npt.NDArray[np.float32], image_hw: tuple[int, int], threshold: float = 0.5
+    patches: npt.NDArray[np.float32],
+    xyxy: npt.NDArray[np.float32],
+    image_hw: tuple[int, int],
+    threshold: float = 0.5,
+    out: npt.NDArray[np.bool_] | None = None,
 ) -> npt.NDArray[np.bool_]:
     """Full-size masks, as `paste_masks_in_image(...) >= threshold` of torchvision.
 
@@ -54,14 +58,21 @@ def paste_masks(
         xyxy: `(N, 4)` float32 boxes, pixels of the image.
         image_hw: Height and width of the image in pixels.
         threshold: A pixel belongs to the mask where the probability is at least this.
+        out: `(N, H, W)` bool to write into; whatever it held is overwritten. Most of the time of a fresh array goes
+            into getting its memory from the system, so loops gain from keeping one.
 
     Returns:
-        `(N, H, W)` bool.
+        `(N, H, W)` bool, which is `out` where that was given.
 
     Raises:
-        ValueError: The shapes do not fit each other.
+        ValueError: The shapes do not fit each other, or `out` has another shape or type.
     """
-    masks = np.zeros((len(patches), *image_hw), np.bool_)
+    shape = (len(patches), *image_hw)
+    if out is not None and (out.shape != shape or out.dtype != np.bool_):
+        raise ValueError(f"out must be bool {shape}, got {out.dtype} {out.shape}")
+    masks = np.zeros(shape, np.bool_) if out is None else out
+    if out is not None:
+        out.fill(False)
     for row, x, y, mask in iter_masks(patches, xyxy, image_hw, threshold):
         height, width = mask.shape
         masks[row, y : y + height, x : x + width] = mask

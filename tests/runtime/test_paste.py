@@ -76,6 +76,15 @@ def test_a_full_patch_fills_its_box() -> None:
     assert mask.sum() <= 60 * 60
 
 
+def test_masks_into_a_used_buffer() -> None:
+    patches, boxes = blobs(5), random_boxes(5)
+    buffer = np.ones((5, *IMAGE_HW), np.bool_)
+    assert paste_masks(patches, boxes, IMAGE_HW, out=buffer) is buffer
+    np.testing.assert_array_equal(buffer, paste_masks(patches, boxes, IMAGE_HW))
+    with pytest.raises(ValueError, match=r"out must be bool \(5, 120, 160\), got uint8"):
+        paste_masks(patches, boxes, IMAGE_HW, out=buffer.view(np.uint8))
+
+
 @pytest.mark.parametrize("name", EVIL_BOXES)
 def test_boxes_that_show_nothing_give_empty_masks(name: str) -> None:
     boxes = np.array([EVIL_BOXES[name], (10, 10, 60, 60)], np.float32)
