@@ -34,4 +34,4 @@ if __name__ == "__main__":
         while not folder.exists():  # another process writes it, and it appears complete
             time.sleep(1)
     result = train("maskrcnn_edge", "data/train", OPTIONS)
-    print(f"mask AP {result.best_mask_ap}: {result.best}", file=sys.stderr)
+    print(f"{result.best}: {result.figures}", file=sys.stderr)

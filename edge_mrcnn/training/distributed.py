@@ -6,10 +6,14 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from torch import distributed
 from torch.utils.data import Sampler
+
+PATIENCE = timedelta(hours=2)
+"""How long processes wait for each other: the first one validates while the others wait."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,9 @@ class World:
         if size == 1:
             yield cls(0, 1, chosen)
             return
-        distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        if chosen.type == "cuda":
+            torch.cuda.set_device(chosen)
+        distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=PATIENCE)
         try:
             yield cls(distributed.get_rank(), size, chosen)
         finally:

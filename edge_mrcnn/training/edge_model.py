@@ -82,7 +82,7 @@ class SeparableConv(nn.Sequential):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="linear")
 
 
-class SeparableRPNHead(RPNHead):
+class SeparableRPNHead(RPNHead):  # type: ignore[misc]
     """torchvision's RPN head with a depthwise-separable convolution.
 
     No batch norm: one head serves all levels, and their statistics differ.

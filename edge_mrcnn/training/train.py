@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from edge_mrcnn.errors import EdgeMrcnnError
 from edge_mrcnn.training.augment import Augmentation
-from edge_mrcnn.training.checkpoint import load_checkpoint, load_state, save_checkpoint
+from edge_mrcnn.training.checkpoint import load_checkpoint, load_state, load_weights, save_checkpoint
 from edge_mrcnn.training.dataset import CocoDataset, Target, collate
 from edge_mrcnn.training.distributed import EpochSampler, World
 from edge_mrcnn.training.optim import Average, freeze_backbone, learning_rate, make_optimizer
@@ -85,7 +85,7 @@ class TrainOptions:
     val_every: int = 1
     """Validate after every so many epochs, and after the last."""
     val_images: int = 0
-    """Pictures for validation while training; 0 takes all."""
+    """Pictures for validation while training, of which the best checkpoint is then validated on all; 0 takes all."""
     seed: int = 0
     """Of weights, order, augmentation and sampling."""
     workers: int = 1
@@ -110,8 +110,8 @@ class TrainResult:
         last: Newest checkpoint; training can be resumed from it.
         best: Checkpoint with the highest mask AP, or the newest where nothing was validated.
         epochs: Epochs done, those before a resumption included.
-        best_mask_ap: In points of 100; None where nothing was validated.
-        figures: Of the last validation.
+        best_mask_ap: AP that `best` was chosen by, in points of 100; None where nothing was validated.
+        figures: Of the last validation; of `best` on all pictures where `val_images` limited them.
     """
 
     last: Path
@@ -188,6 +188,9 @@ class _Trainer:
             if self.world.rank == 0:
                 self._validate_and_save()
             self.world.barrier()
+        if self.val is not None and options.val_images and self.world.rank == 0:
+            self.figures = self._validate_best(self.val)
+        self.world.barrier()
         best = self.best if self.best >= 0 else None
         return TrainResult(self.last_path, self.best_path, self.epoch, best, self.figures)
 
@@ -261,8 +264,7 @@ class _Trainer:
         improved = self.val is None
         due = self.epoch % options.val_every == 0 or self.epoch == options.epochs
         if self.val is not None and due:
-            last = self.epoch == options.epochs
-            self.figures = validate(model, self.val, 0 if last else options.val_images)
+            self.figures = validate(model, self.val, options.val_images)
             self._log(epoch=self.epoch, **self.figures)
             log.info("epoch %d: %s", self.epoch, self.figures)
             improved = self.figures["mask_ap"] > self.best
@@ -271,6 +273,14 @@ class _Trainer:
         save_checkpoint(self.last_path, model, **known, extra={"trainer": self._state()})
         if improved:
             save_checkpoint(self.best_path, model, **known, extra={"figures": self.figures})
+
+    def _validate_best(self, val: CocoDataset) -> dict[str, float]:
+        """AP of the best checkpoint on all validation pictures, where only some were taken so far."""
+        model = self.average.model if self.average else self.model
+        load_weights(model, self.best_path)
+        figures = validate(model, val)
+        self._log(checkpoint=self.best_path.name, **figures)
+        return figures
 
     def _state(self) -> dict[str, Any]:
         """What resuming needs beside the averaged weights."""

@@ -85,6 +85,13 @@ class TestRun:
         for entry in steps:
             assert entry["loss"] == pytest.approx(sum(entry[part] for part in parts), abs=1e-3)
 
+    def test_the_best_is_validated_on_all_pictures_at_the_end(self, trained, shapes, tmp_path):
+        """Restart after the last epoch, so that only this is left to do."""
+        (tmp_path / "last.pt").write_bytes(trained[1].last.read_bytes())
+        (tmp_path / "best.pt").write_bytes(trained[1].best.read_bytes())
+        result = train("maskrcnn_edge", shapes, replace(TINY, out=tmp_path, val=shapes, val_images=2, resume=True))
+        assert log_of(tmp_path) == [{"checkpoint": "best.pt", **result.figures}]
+
     def test_validation_is_logged_and_returned(self, trained):
         figures = [entry for entry in log_of(trained[0]) if "mask_ap" in entry]
         assert [entry["epoch"] for entry in figures] == [1, 2]
@@ -264,15 +271,15 @@ class TestParts:
     def test_average(self):
         net = torch.nn.Sequential(torch.nn.Linear(1, 1, bias=False), torch.nn.BatchNorm1d(1))
         average = Average(net, 0.9)
-        before = float(net[0].weight)
+        before = net[0].weight.item()
         with torch.no_grad():
             net[0].weight += 1.0
             net[1].num_batches_tracked += 5
         average.update(net, 1000)
-        assert float(average.model[0].weight) == pytest.approx(before + 0.1, abs=1e-6)
-        assert int(average.model[1].num_batches_tracked) == 5
+        assert average.model[0].weight.item() == pytest.approx(before + 0.1, abs=1e-6)
+        assert average.model[1].num_batches_tracked.item() == 5
         average.update(net, 0)
-        assert float(average.model[0].weight) == pytest.approx(before + 0.1 + 0.9 * 0.9, abs=1e-6)
+        assert average.model[0].weight.item() == pytest.approx(before + 0.1 + 0.9 * 0.9, abs=1e-6)
 
     def test_smaller_canvases_first(self):
         options = TrainOptions(small_epochs=2, small_scale=0.6)
