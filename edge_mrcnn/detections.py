@@ -74,7 +74,7 @@ class Detections:
             >>> confident = detections[detections.score > 0.5]  # doctest: +SKIP
         """
         rows = [index] if isinstance(index, (int, np.integer)) else index
-        chosen = {}
+        chosen: dict[str, Any] = {}
         for item in fields(self):
             value = getattr(self, item.name)
             if isinstance(value, np.ndarray):

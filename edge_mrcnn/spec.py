@@ -78,7 +78,7 @@ class ModelSpec:
             ExportError: The text is not a spec, or one of a newer format.
         """
         try:
-            fields = json.loads(text)
+            fields: dict[str, Any] = json.loads(text)
             version = fields.get("format")
         except (json.JSONDecodeError, AttributeError) as error:
             raise ExportError(
@@ -90,7 +90,8 @@ class ModelSpec:
                 "export it again with this version: edge-mrcnn export"
             )
         try:
-            return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+            plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+            return cls(**plain)
         except (TypeError, ValueError) as error:
             raise ExportError(f"the model's spec is damaged ({error}); export it again: edge-mrcnn export") from error
 
