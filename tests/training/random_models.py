@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.resnet import Bottleneck
 from torchvision.ops.poolers import LevelMapper
 
 from edge_mrcnn.training.zoo import build_model
@@ -24,6 +25,8 @@ Images = npt.NDArray[np.uint8]
 Sizes = Sequence[tuple[int, int]]
 
 CLASSES = 7
+MIN_SCORE = 0.05
+MIN_SIDE = 2.0
 CALIBRATION_HW = (256, 320)
 PADDING = 114
 """Grey of the letterbox: not black, so that a network that reads the padding is found out."""
@@ -57,6 +60,7 @@ def seeded_model(name: str, seed: int = 0) -> MaskRCNN:
     """
     torch.manual_seed(seed)
     model = build_model(name, CLASSES)
+    calm_residuals(model)
     images, sizes = letterboxed(CALIBRATION_HW, [CALIBRATION_HW] * 2, seed=1000)
     fix_pools(model, CALIBRATION_HW)
 
@@ -75,6 +79,17 @@ def seeded_model(name: str, seed: int = 0) -> MaskRCNN:
         ):
             scale_output(layer, spread, forward)
     return model
+
+
+def calm_residuals(model: nn.Module) -> None:
+    """Let a ResNet's blocks add little to what passes by them, as in a trained one.
+
+    At full strength a hundred random layers map all pictures to nearly the same features, and scaling what little
+    varies to a useful spread scales rounding errors with it: even torchvision then disagrees with itself.
+    """
+    for block in model.modules():
+        if isinstance(block, Bottleneck):
+            nn.init.constant_(block.bn3.weight, 0.25)
 
 
 @contextmanager
@@ -132,7 +147,8 @@ class Reference:
         for row, image, (height, width) in zip(batch, images, self.sizes, strict=True):
             content = torch.from_numpy(image[:height, :width]).permute(2, 0, 1).float() / 255
             row[:, :height, :width] = model.transform.normalize(content)
-        self.features = model.backbone(batch)
+        features = model.backbone(batch)
+        self.features = features if isinstance(features, dict) else {"0": features}
         self.proposals, _ = model.rpn(ImageList(batch, self.sizes), self.features)
 
     @torch.no_grad()
@@ -143,7 +159,7 @@ class Reference:
 
     @torch.no_grad()
     def set_background(self, least: int) -> None:
-        """Shift the background's logit so that the picture with the fewest detections has about `least` of them.
+        """Shift the background's logit so that the picture with the fewest boxes to compare has about `least` of them.
 
         More and a picture reaches the limit of detections, whose last places a rounding error decides.
         """
@@ -154,6 +170,12 @@ class Reference:
         for _ in range(12):
             middle = (low + high) / 2
             shifted = logits + torch.tensor([middle] + [0.0] * (logits.shape[1] - 1))
-            scores = heads.postprocess_detections(shifted, deltas, self.proposals, self.sizes)[1]
-            low, high = (middle, high) if min(map(len, scores)) >= least else (low, middle)
+            boxes, scores, _ = heads.postprocess_detections(shifted, deltas, self.proposals, self.sizes)
+            fewest = min(int(matter(*pair).sum()) for pair in zip(boxes, scores, strict=True))
+            low, high = (middle, high) if fewest >= least else (low, middle)
         heads.box_predictor.cls_score.bias[0] += low
+
+
+def matter(boxes: Tensor, scores: Tensor) -> Tensor:
+    """Which detections are compared, `(N,)` bool: rounding errors decide slivers and scores at the threshold."""
+    return (scores >= MIN_SCORE) & ((boxes[:, 2:] - boxes[:, :2]) >= MIN_SIDE).all(dim=1)

@@ -19,7 +19,7 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.ops import box_iou
 
 from edge_mrcnn.training.export import complete_class_names, trace_model
-from tests.training.random_models import CLASSES, Reference, fix_pools, letterboxed, seeded_model
+from tests.training.random_models import CLASSES, Reference, fix_pools, letterboxed, matter, seeded_model
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
@@ -31,8 +31,6 @@ EXTRA = 0.005
 IOU = 0.99
 SCORE = 2e-3
 MASK = 1e-3
-MIN_SCORE = 0.05
-MIN_SIDE = 2.0
 
 PROPOSALS = {"maskrcnn_resnet50_fpn_v2": 300, "maskrcnn_resnet101_fpn": 300, "maskrcnn_resnext101_fpn": 300}
 """Where the heads are the same as elsewhere, or heavy, fewer proposals keep the tests short."""
@@ -94,7 +92,7 @@ def test_detections_are_torchvisions(name: str, canvas: tuple[int, int], models:
     images, image_hw = letterboxed(canvas, [(height, width * 3 // 4), (height * 2 // 3, width)], seed=7)
     fix_pools(model, canvas)
     reference = Reference(model, images, image_hw)
-    reference.set_background(60)
+    reference.set_background(LEAST_DETECTIONS + 5)
     expected = reference.detect()
     session = open_session(model, name, canvas)
     for batch in (slice(0, 2), slice(1, 2)):
@@ -128,17 +126,12 @@ def compare(want: dict[str, Tensor], found: list[Tensor], score: Score) -> None:
         free = [int(column) for column in candidates.nonzero()[:, 0] if int(column) not in pairs.values()]
         if free:
             pairs[row] = free[0]
-    counts = _matter(want["boxes"], want["scores"])
+    counts = matter(want["boxes"], want["scores"])
     score.expected += int(counts.sum())
     score.matched += sum(bool(counts[row]) for row in pairs)
     score.given += count
     unpaired = [column for column in range(count) if column not in pairs.values()]
-    score.extra += int(_matter(boxes[unpaired], scores[unpaired]).sum())
+    score.extra += int(matter(boxes[unpaired], scores[unpaired]).sum())
     score.mask_differences += [
         float((want["masks"][row, 0] - masks[column]).abs().mean()) for row, column in pairs.items()
     ]
-
-
-def _matter(boxes: Tensor, scores: Tensor) -> Tensor:
-    """Which detections are compared: slivers and scores at the threshold are decided by rounding errors."""
-    return (scores >= MIN_SCORE) & ((boxes[:, 2:] - boxes[:, :2]) >= MIN_SIDE).all(dim=1)
