@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.image_list import ImageList
 
 from edge_mrcnn.training.zoo import build_model
 
@@ -46,38 +47,37 @@ def random_model(
         model.transform.min_size, model.transform.max_size = (min(size),), max(size)
         batch = [torch.from_numpy(picture).permute(2, 0, 1).to(torch.float32) / 255 for picture in pictures]
         with _every_score_counts(model):
-            _calibrate_norms(model, batch)
             images, _ = model.transform(batch)
-            features = model.backbone(images.tensors)
-            _spread_outputs(
-                model, lambda: model.roi_heads(features, model.rpn(images, features)[0], images.image_sizes)
-            )
+            _calibrate_norms(model, images)
+            _spread_outputs(model, images)
         model.roi_heads.box_predictor.cls_score.bias[0] += background
     return model
 
 
-def _calibrate_norms(model: MaskRCNN, batch: list[Tensor]) -> None:
+def _calibrate_norms(model: MaskRCNN, images: ImageList) -> None:
     """Let every batch norm take the statistics of one batch, through the forward of inference."""
     norms = [(norm, norm.momentum) for norm in model.modules() if isinstance(norm, nn.BatchNorm2d)]
     for norm, _ in norms:
         norm.momentum = None  # a plain average over the batches seen
         norm.train()
-    model(batch)
+    features = model.backbone(images.tensors)
+    model.roi_heads(features, model.rpn(images, features)[0], images.image_sizes)
     for norm, momentum in norms:
         norm.momentum = momentum
         norm.eval()
 
 
-def _spread_outputs(model: MaskRCNN, forward: Callable[[], object]) -> None:
-    heads = model.roi_heads
-    for layer, spread in (
-        (model.rpn.head.cls_logits, 2.0),
-        (model.rpn.head.bbox_pred, 0.3),
-        (heads.box_predictor.cls_score, 1.5),
-        (heads.box_predictor.bbox_pred, 1.0),
-        (heads.mask_predictor.mask_fcn_logits, 2.0),
-    ):
-        _spread_output(layer, spread, forward)
+def _spread_outputs(model: MaskRCNN, images: ImageList) -> None:
+    """Spread the outputs of each output layer; what comes before it runs once."""
+    features, heads = model.backbone(images.tensors), model.roi_heads
+    for layer, spread in ((model.rpn.head.cls_logits, 2.0), (model.rpn.head.bbox_pred, 0.3)):
+        _spread_output(layer, spread, lambda: model.rpn.head(list(features.values())))
+    proposals, _ = model.rpn(images, features)
+    pooled = heads.box_head(heads.box_roi_pool(features, proposals, images.image_sizes))
+    for layer, spread in ((heads.box_predictor.cls_score, 1.5), (heads.box_predictor.bbox_pred, 1.0)):
+        _spread_output(layer, spread, lambda: heads.box_predictor(pooled))
+    layer = heads.mask_predictor.mask_fcn_logits
+    _spread_output(layer, 2.0, lambda: heads(features, proposals, images.image_sizes))
 
 
 def _spread_output(layer: nn.Module, spread: float, forward: Callable[[], object]) -> None:
