@@ -14,7 +14,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Give a path to write to that becomes `path` when the block ends well and vanishes when it does not.
 
     The temporary file lies in the same folder, so that the rename is one step on one file system, and keeps the
-    suffix, by which some libraries choose the format. What was there under `path` stays until the rename.
+    suffix, by which some libraries choose the format. What was there under `path` stays until the rename. A device or a
+    pipe, such as `/dev/stdout`, is written directly: there is nothing to rename.
 
     Example:
         >>> with atomic_path(Path("model.onnx")) as partial:  # doctest: +SKIP
@@ -23,6 +24,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         OSError: The folder is missing or not writable, the disk is full, or the block wrote no file.
     """
+    if path.exists() and not path.is_file():
+        yield path
+        return
     partial = path.with_name(f".{path.stem}.partial-{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
         yield partial

@@ -41,6 +41,11 @@ def test_missing_folder_is_an_os_error(tmp_path: Path) -> None:
         write_text(tmp_path / "none" / "a.json", "x")
 
 
+def test_a_device_is_written_and_not_replaced() -> None:
+    write_text(Path("/dev/null"), "x")
+    assert not Path("/dev/null").is_file()
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_full_disk_leaves_nothing(tmp_path: Path) -> None:
     target = tmp_path / "a.json"

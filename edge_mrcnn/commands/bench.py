@@ -50,7 +50,7 @@ def command(
     with contextlib.ExitStack() as stack:
         detector = stack.enter_context(Detector(model, threshold=None, threads=options.threads))
         subject = DetectorSubject(detector, threads=options.threads, name=model.name)
-        rivals = [_rival(name, detector.spec, weights, options.threads, stack) for name in against]
+        rivals = [one for name in against for one in _rivals(name, detector.spec, weights, options.threads, stack)]
         pictures = _pictures(source, detector.spec.input_hw)
         if rivals:
             comparison = compare(subject, *rivals, pictures=pictures, options=options)
@@ -60,16 +60,26 @@ def command(
             report(result.lines(), result.to_json(), json_target)
 
 
-def _rival(name: str, spec: ModelSpec, weights: str | None, threads: int, stack: contextlib.ExitStack) -> BenchSubject:
+def _rivals(
+    name: str, spec: ModelSpec, weights: str | None, threads: int, stack: contextlib.ExitStack
+) -> list[BenchSubject]:
     if name not in (EAGER, RAW_ONNX):
         rival = stack.enter_context(Detector(Path(name), threshold=None, threads=threads))
-        return DetectorSubject(rival, threads=threads, name=name)
+        return [DetectorSubject(rival, threads=threads, name=name)]
     if weights is None:
         raise ValueError(f"--against {name} needs the checkpoint that the model was exported from: --weights FILE")
     from edge_mrcnn.training.baselines import raw_torchvision_onnx, torchvision_eager  # torch only when asked for
 
-    make = torchvision_eager if name == EAGER else raw_torchvision_onnx
-    return make(spec.name, weights, spec.input_hw, num_classes=len(spec.class_names), threads=threads)
+    classes = len(spec.class_names)
+    if name == EAGER:
+        return [torchvision_eager(spec.name, weights, spec.input_hw, num_classes=classes, threads=threads)]
+    # As exported it pastes masks inside; without that it can be compared as a network.
+    return [
+        raw_torchvision_onnx(
+            spec.name, weights, spec.input_hw, num_classes=classes, paste_masks=pasted, threads=threads
+        )
+        for pasted in (True, False)
+    ]
 
 
 def _pictures(source: str | None, input_hw: tuple[int, int]) -> list[Picture]:

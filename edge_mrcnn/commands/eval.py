@@ -28,5 +28,5 @@ def command(
         json_target: Where the result goes as JSON.
     """
     with Detector(model, threshold=None, threads=threads) as detector:
-        result = evaluate(detector, data, options)
+        result = evaluate(detector, data, options, model=str(model))
     report(result.lines(), result.to_json(), json_target)

@@ -206,13 +206,16 @@ def load_model(path: Path) -> onnx.ModelProto:
         ExportError: It is missing or no ONNX file.
     """
     try:
-        return onnx.load(path)
+        model = onnx.load(path)
     except FileNotFoundError as error:
         raise ExportError(f"there is no file {path}; make it with: edge-mrcnn export MODEL_NAME -o {path}") from error
     except (OSError, DecodeError, ValueError) as error:
         raise ExportError(
             f"{path} is not a readable ONNX file ({error}); export it again: edge-mrcnn export"
         ) from error
+    if not model.graph.node:  # an empty file is a valid message of nothing
+        raise ExportError(f"{path} holds no network ({path.stat().st_size} bytes); export it again: edge-mrcnn export")
+    return model
 
 
 def count_plugins(model: onnx.ModelProto) -> dict[str, int]:

@@ -89,10 +89,10 @@ class VideoSink(FileSink):
         if self._file is None:
             raise StreamError(f"the video {self.uri} is closed; open a new sink")
         picture = annotated_picture(frame, detections, annotated, self._class_names)
-        if self._writer is None:
-            self._open(picture.shape[1] + picture.shape[1] % 2, picture.shape[0] + picture.shape[0] % 2)
         if self._count % _CHECK_EVERY == 0:
             self._check_space()
+        if self._writer is None:
+            self._open(picture.shape[1] + picture.shape[1] % 2, picture.shape[0] + picture.shape[0] % 2)
         self._writer.write(cv2.cvtColor(self._fit(picture), cv2.COLOR_RGB2BGR))
         self._count += 1
 

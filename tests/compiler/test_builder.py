@@ -184,7 +184,7 @@ def test_a_folder_that_cannot_be_written_is_said_before_building(
 BAD_MODELS = [
     # what is in the file, what is said
     (None, "there is no file .*edge-mrcnn export"),
-    (b"", "carries no edge_mrcnn spec"),
+    (b"", "holds no network .0 bytes.*export it again"),
     (b"\x89PNG not a model", "not a readable ONNX file"),
     (b"truncated", "not a readable ONNX file"),
 ]

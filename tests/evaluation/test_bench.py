@@ -6,12 +6,12 @@ import sys
 
 import numpy as np
 import pytest
-from scripted import CANVAS, ScriptedRunner
 
 from edge_mrcnn.evaluation import bench as bench_module
 from edge_mrcnn.evaluation.bench import BenchOptions, DetectorSubject, StageTimes, bench, compare, sample_pictures
 from edge_mrcnn.evaluation.machine import describe_machine
 from edge_mrcnn.runtime.detector import Detector
+from tests.evaluation.scripted import CANVAS, ScriptedRunner
 
 
 class Stopwatch:

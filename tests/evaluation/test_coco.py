@@ -8,11 +8,10 @@ import pytest
 
 pytest.importorskip("pycocotools", reason="pycocotools is not installed")
 
-from scripted import CANVAS, ScriptedRunner
-
 from edge_mrcnn.errors import StreamError
 from edge_mrcnn.evaluation.coco import EvalOptions, average_precision, evaluate
 from edge_mrcnn.runtime.detector import Detector
+from tests.evaluation.scripted import CANVAS, ScriptedRunner
 
 CATEGORIES = [{"id": 7, "name": "mug"}, {"id": 3, "name": "bottle"}]
 NAMES = ("__background__", "bottle", "mug")  # labels 1 and 2: another order than the data's ids

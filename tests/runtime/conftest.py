@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from tiny_detector import save_detector
+
+from tests.runtime.tiny_detector import save_detector
 
 
 @pytest.fixture(scope="session")

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_detector import CANVAS, CLASSES, LABELS, SECOND_SCORE, SHARES, disc, save_detector
 
 from edge_mrcnn import Detections, Detector, EngineError, Frame
 from edge_mrcnn.runtime.runners import OrtRunner
+from tests.runtime.tiny_detector import CANVAS, CLASSES, LABELS, SECOND_SCORE, SHARES, disc, save_detector
 
 
 def picture(height: int, width: int, level: int = 0) -> np.ndarray:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_pictures import save
 
 from edge_mrcnn import Detector, Frame, StreamError
 from edge_mrcnn.runtime import pipeline
@@ -20,6 +19,7 @@ from edge_mrcnn.runtime.pattern import PatternSource
 from edge_mrcnn.runtime.pipeline import RunOptions, run_pipeline
 from edge_mrcnn.runtime.records import JsonLinesSink
 from edge_mrcnn.runtime.videos import VideoSource
+from tests.runtime.test_pictures import save
 
 PATTERN = "test://64x48?frames=7&fps=20"
 

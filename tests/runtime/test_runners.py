@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_detector import CANVAS, SPEC, disc, save_detector
 
 from edge_mrcnn.errors import EngineError, ExportError
 from edge_mrcnn.runtime.runners import OrtRunner, open_runner
 from edge_mrcnn.sidecar import EngineSidecar, sidecar_path
+from tests.runtime.tiny_detector import CANVAS, SPEC, disc, save_detector
 
 
 def feeds(batch: int = 1) -> dict[str, np.ndarray]:

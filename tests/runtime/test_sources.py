@@ -4,14 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_pictures import save
-from test_videos import make_video
 
 from edge_mrcnn.errors import StreamError
 from edge_mrcnn.runtime.pattern import PatternSource
 from edge_mrcnn.runtime.pictures import PictureSource
 from edge_mrcnn.runtime.sources import open_source
 from edge_mrcnn.runtime.videos import VideoSource
+from tests.runtime.test_pictures import save
+from tests.runtime.test_videos import make_video
 
 
 @pytest.fixture
