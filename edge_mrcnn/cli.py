@@ -41,6 +41,9 @@ EXTRA_OF = {
 }
 """The extra that brings each optional package."""
 
+SYSTEM_LIBRARIES = "sudo apt-get install libgl1 libglib2.0-0"
+"""What OpenCV's wheels need of the system."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb.
@@ -99,6 +102,8 @@ def _explain(error: Exception) -> int:
     if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] in EXTRA_OF:
         package = error.name.partition(".")[0]
         return _fail(f"{package} is not installed; install it with: pip install 'edge-mrcnn[{EXTRA_OF[package]}]'", 1)
+    if isinstance(error, ImportError) and ".so" in str(error):
+        return _fail(f"a system library is missing: {error}; on Debian or Ubuntu: {SYSTEM_LIBRARIES}", 1)
     if isinstance(error, OSError):
         where = f": {error.filename}" if error.filename else ""
         return _fail(f"{error.strerror or error}{where}; check the path, its permissions and the free space", 1)

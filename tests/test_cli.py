@@ -47,6 +47,7 @@ def test_unknown_verb_suggests_one() -> None:
         (OSError(28, "No space left on device", "out.mp4"), 1, "No space left on device: out.mp4; check"),
         (ModuleNotFoundError("No module named 'torch'", name="torch"), 1, r"pip install 'edge-mrcnn\[train\]'"),
         (ModuleNotFoundError("No module named 'tensorrt_rtx.x'", name="tensorrt_rtx.x"), 1, r"edge-mrcnn\[rtx\]"),
+        (ImportError("libGL.so.1: cannot open shared object file"), 1, "libGL.so.1.*apt-get install libgl1"),
         (KeyError("boxes"), 1, "unexpected KeyError: 'boxes'; run again with --debug"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
