@@ -168,6 +168,7 @@ def save_checkpoint(
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
+            os.fchmod(file.fileno(), _usual_mode())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         raise EdgeMrcnnError(
@@ -177,6 +178,13 @@ def save_checkpoint(
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+def _usual_mode() -> int:
+    """The permissions that `open` would give a new file; `mkstemp` gives them to the owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
 
 
 def _read(path: Path) -> object:

@@ -149,6 +149,11 @@ def test_class_count_mismatch_names_the_flag(tmp_path):
 
 
 class TestSaving:
+    def test_others_may_read_it_as_any_new_file(self, tmp_path, net):
+        save_checkpoint(tmp_path / "a.pt", net)
+        (tmp_path / "usual").touch()
+        assert (tmp_path / "a.pt").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
     def test_a_full_disk_leaves_nothing_under_the_name(self, tmp_path, net, monkeypatch):
         def full(content, file):
             file.write(b"half of it")
