@@ -149,13 +149,29 @@ class Reference:
             row[:, :height, :width] = model.transform.normalize(content)
         features = model.backbone(batch)
         self.features = features if isinstance(features, dict) else {"0": features}
-        self.proposals, _ = model.rpn(ImageList(batch, self.sizes), self.features)
+        self.ranks: list[Tensor] = []
+        with record_ranks(model, self.ranks):
+            self.proposals, _ = model.rpn(ImageList(batch, self.sizes), self.features)
 
     @torch.no_grad()
     def detect(self) -> list[dict[str, Tensor]]:
         """Boxes, scores, labels and masks of each picture."""
         results: list[dict[str, Tensor]] = self.heads(self.features, self.proposals, self.sizes)[0]
         return results
+
+    def separate_proposals(self, model: MaskRCNN) -> None:
+        """Lower the limit of proposals to where the last one taken and the next differ most in score.
+
+        At any other place they may differ by a rounding error, and each gives detections of its own.
+        """
+        limit = model.rpn._post_nms_top_n["testing"]
+        full = [scores for scores in self.ranks if len(scores) == limit]
+        if full:
+            first = limit * 4 // 5
+            gaps = torch.stack([scores[first - 1 : -1] - scores[first:] for scores in full]).amin(0)
+            limit = first + int(gaps.argmax())
+        model.rpn._post_nms_top_n["testing"] = limit
+        self.proposals = [boxes[:limit] for boxes in self.proposals]
 
     @torch.no_grad()
     def set_background(self, least: int) -> None:
@@ -174,6 +190,21 @@ class Reference:
             fewest = min(int(matter(*pair).sum()) for pair in zip(boxes, scores, strict=True))
             low, high = (middle, high) if fewest >= least else (low, middle)
         heads.box_predictor.cls_score.bias[0] += low
+
+
+@contextmanager
+def record_ranks(model: MaskRCNN, ranks: list[Tensor]) -> Iterator[None]:
+    """Note the scores of the proposals, best first, which torchvision's RPN keeps to itself."""
+    original = model.rpn.filter_proposals
+
+    def filter_proposals(*arguments: Any) -> tuple[list[Tensor], list[Tensor]]:
+        boxes, scores = original(*arguments)
+        ranks.extend(scores)
+        return boxes, scores
+
+    model.rpn.filter_proposals = filter_proposals
+    yield
+    del model.rpn.filter_proposals
 
 
 def matter(boxes: Tensor, scores: Tensor) -> Tensor:

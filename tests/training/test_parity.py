@@ -32,20 +32,21 @@ IOU = 0.99
 SCORE = 2e-3
 MASK = 1e-3
 
-PROPOSALS = {"maskrcnn_resnet50_fpn_v2": 300, "maskrcnn_resnet101_fpn": 300, "maskrcnn_resnext101_fpn": 300}
-"""Where the heads are the same as elsewhere, or heavy, fewer proposals keep the tests short."""
+NETWORK_THRESHOLD = 0.04
+"""Below what is compared (0.05), so that a rounding error at the threshold does not make a detection vanish."""
+
+PROPOSALS = {
+    "maskrcnn_edge": 200,
+    "maskrcnn_resnet50_fpn": 1000,
+    "maskrcnn_resnet50_fpn_v2": 300,
+    "maskrcnn_resnet101_fpn": 300,
+    "maskrcnn_resnext101_fpn": 300,
+}
+"""torchvision's limit, or fewer where the heads are heavy, or the same as elsewhere: that keeps the tests short."""
 
 SIZES = ((256, 320), (320, 320), (480, 640))
 CASES = [
-    (name, size)
-    for name in (
-        "maskrcnn_edge",
-        "maskrcnn_resnet50_fpn",
-        "maskrcnn_resnet50_fpn_v2",
-        "maskrcnn_resnet101_fpn",
-        "maskrcnn_resnext101_fpn",
-    )
-    for size in (*SIZES, *([(800, 1088)] if name == "maskrcnn_resnet50_fpn" else []))
+    (name, size) for name in PROPOSALS for size in (*SIZES, *([(800, 1088)] if name == "maskrcnn_resnet50_fpn" else []))
 ]
 
 
@@ -87,11 +88,13 @@ def test_detections_are_torchvisions(name: str, canvas: tuple[int, int], models:
         gc.collect()
         models[name] = seeded_model(name)
     model = models[name]
-    model.rpn._post_nms_top_n["testing"] = PROPOSALS.get(name, model.rpn._post_nms_top_n["testing"])
+    model.rpn._post_nms_top_n["testing"] = PROPOSALS[name]
     height, width = canvas
     images, image_hw = letterboxed(canvas, [(height, width * 3 // 4), (height * 2 // 3, width)], seed=7)
+    model.roi_heads.score_thresh = NETWORK_THRESHOLD
     fix_pools(model, canvas)
     reference = Reference(model, images, image_hw)
+    reference.separate_proposals(model)
     reference.set_background(LEAST_DETECTIONS + 5)
     expected = reference.detect()
     session = open_session(model, name, canvas)
