@@ -19,7 +19,8 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.ops import box_iou
 
 from edge_mrcnn.training.export import complete_class_names, trace_model
-from tests.training.random_models import CLASSES, Reference, fix_pools, letterboxed, matter, seeded_model
+from edge_mrcnn.training.zoo import build_model
+from tests.training.random_models import Reference, fix_pools, letterboxed, matter, seeded_model
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
@@ -43,6 +44,9 @@ PROPOSALS = {
     "maskrcnn_resnext101_fpn": 300,
 }
 """torchvision's limit, or fewer where the heads are heavy, or the same as elsewhere: that keeps the tests short."""
+
+TRAINED: dict[str, str] = {}
+"""Checkpoint of a model of the zoo to take instead of seeded weights, by name."""
 
 SIZES = ((256, 320), (320, 320), (480, 640))
 CASES = [
@@ -86,7 +90,7 @@ def test_detections_are_torchvisions(name: str, canvas: tuple[int, int], models:
     if name not in models:
         models.clear()
         gc.collect()
-        models[name] = seeded_model(name)
+        models[name] = build_model(name, weights=TRAINED[name]) if name in TRAINED else seeded_model(name)
     model = models[name]
     model.rpn._post_nms_top_n["testing"] = PROPOSALS[name]
     height, width = canvas
@@ -109,7 +113,8 @@ def test_detections_are_torchvisions(name: str, canvas: tuple[int, int], models:
 
 
 def open_session(model: MaskRCNN, name: str, canvas: tuple[int, int]) -> onnxruntime.InferenceSession:
-    proto, _ = trace_model(model, name, canvas, complete_class_names(None, CLASSES))
+    classes = model.roi_heads.box_predictor.cls_score.out_features
+    proto, _ = trace_model(model, name, canvas, complete_class_names(None, classes))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
