@@ -316,7 +316,7 @@ def test_poisoned_logits_and_deltas_are_no_candidates(where: int, poison: np.flo
     assert (found[0] > 0).all()
 
 
-# --------------------------------------------------------------------------------------------------------- attributes
+# ---------------------------------------------------------------------------------------------------------- attributes
 @pytest.mark.parametrize(
     ("op", "attributes", "count", "name"),
     [

@@ -24,7 +24,7 @@ from edge_mrcnn.training.dataset import CocoDataset  # noqa: E402
 from edge_mrcnn.training.distributed import EpochSampler, World  # noqa: E402
 from edge_mrcnn.training.optim import Average, freeze_backbone, learning_rate, make_optimizer  # noqa: E402
 from edge_mrcnn.training.train import TrainOptions, canvas_of_epoch, train  # noqa: E402
-from edge_mrcnn.training.validate import average_precision  # noqa: E402
+from edge_mrcnn.training.validate import score  # noqa: E402
 from edge_mrcnn.training.zoo import build_model  # noqa: E402
 from tests.training.shapes import write_shapes  # noqa: E402
 
@@ -294,11 +294,11 @@ class TestParts:
         content = json.loads(shapes.read_text())
         keys = ("image_id", "category_id", "bbox", "segmentation")
         results = [{**{key: entry[key] for key in keys}, "score": 1.0} for entry in content["annotations"]]
-        ids = [record.image_id for record in data.records]
-        assert average_precision(data, results, ids) == pytest.approx(
+        ids = {record.image_id for record in data.records}
+        assert score(data, results, ids) == pytest.approx(
             {"box_ap": 100, "box_ap50": 100, "mask_ap": 100, "mask_ap50": 100}
         )
-        assert set(average_precision(data, [], ids).values()) == {0.0}
+        assert set(score(data, [], ids).values()) == {0.0}
 
     def test_every_option_is_documented(self):
         source = Path(module.__file__).read_text()

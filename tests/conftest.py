@@ -1,0 +1,7 @@
+"""For all tests."""
+
+import signal
+
+# Started in the background, as `make test &` or by some CI, a process ignores Ctrl-C, and so does every child it starts:
+# the tests that interrupt one would wait for nothing.
+signal.signal(signal.SIGINT, signal.default_int_handler)
