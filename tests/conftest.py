@@ -2,6 +2,6 @@
 
 import signal
 
-# Started in the background, as `make test &` or by some CI, a process ignores Ctrl-C, and so does every child it starts:
-# the tests that interrupt one would wait for nothing.
+# Started in the background, as by `make test &`, a process ignores Ctrl-C, and so does every child it starts: the tests
+# that interrupt one would wait for nothing.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -162,7 +162,10 @@ def test_ctrl_c_finishes_the_files(model: Path, tmp_path: Path) -> None:
     while time.monotonic() < deadline and not any(path.stat().st_size > 2000 for path in tmp_path.glob(".out*.jsonl")):
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGINT)
-    output, errors = process.communicate(timeout=30)
+    try:
+        output, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
     assert process.returncode == 0, errors
     summary = json.loads(output.partition("ready\n")[2])
     assert summary["interrupted"] is True

@@ -19,7 +19,6 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.ops import box_iou
 
 from edge_mrcnn.training.export import complete_class_names, trace_model
-from edge_mrcnn.training.zoo import build_model
 from tests.training.random_models import Reference, fix_pools, letterboxed, matter, seeded_model
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
@@ -44,9 +43,6 @@ PROPOSALS = {
     "maskrcnn_resnext101_fpn": 300,
 }
 """torchvision's limit, or fewer where the heads are heavy, or the same as elsewhere: that keeps the tests short."""
-
-TRAINED: dict[str, str] = {}
-"""Checkpoint of a model of the zoo to take instead of seeded weights, by name."""
 
 SIZES = ((256, 320), (320, 320), (480, 640))
 CASES = [
@@ -90,7 +86,7 @@ def test_detections_are_torchvisions(name: str, canvas: tuple[int, int], models:
     if name not in models:
         models.clear()
         gc.collect()
-        models[name] = build_model(name, weights=TRAINED[name]) if name in TRAINED else seeded_model(name)
+        models[name] = seeded_model(name)
     model = models[name]
     model.rpn._post_nms_top_n["testing"] = PROPOSALS[name]
     height, width = canvas
