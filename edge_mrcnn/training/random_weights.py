@@ -71,16 +71,16 @@ def _spread_outputs(model: MaskRCNN, images: ImageList) -> None:
     """Spread the outputs of each output layer; what comes before it runs once."""
     features, heads = model.backbone(images.tensors), model.roi_heads
     for layer, spread in ((model.rpn.head.cls_logits, 2.0), (model.rpn.head.bbox_pred, 0.3)):
-        _spread_output(layer, spread, lambda: model.rpn.head(list(features.values())))
+        spread_output(layer, spread, lambda: model.rpn.head(list(features.values())))
     proposals, _ = model.rpn(images, features)
     pooled = heads.box_head(heads.box_roi_pool(features, proposals, images.image_sizes))
     for layer, spread in ((heads.box_predictor.cls_score, 1.5), (heads.box_predictor.bbox_pred, 1.0)):
-        _spread_output(layer, spread, lambda: heads.box_predictor(pooled))
+        spread_output(layer, spread, lambda: heads.box_predictor(pooled))
     layer = heads.mask_predictor.mask_fcn_logits
-    _spread_output(layer, 2.0, lambda: heads(features, proposals, images.image_sizes))
+    spread_output(layer, 2.0, lambda: heads(features, proposals, images.image_sizes))
 
 
-def _spread_output(layer: nn.Module, spread: float, forward: Callable[[], object]) -> None:
+def spread_output(layer: nn.Module, spread: float, forward: Callable[[], object]) -> None:
     """Centre each channel of a layer's output and scale it to a standard deviation of `spread`."""
     seen: list[Tensor] = []
     with layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output.transpose(0, 1).flatten(1))):

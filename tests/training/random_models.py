@@ -19,6 +19,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.resnet import Bottleneck
 from torchvision.ops.poolers import LevelMapper
 
+from edge_mrcnn.training.random_weights import spread_output
 from edge_mrcnn.training.zoo import build_model
 
 Images = npt.NDArray[np.uint8]
@@ -77,7 +78,7 @@ def seeded_model(name: str, seed: int = 0) -> MaskRCNN:
             (heads.box_predictor.bbox_pred, 1.0),
             (heads.mask_predictor.mask_fcn_logits, 2.0),
         ):
-            scale_output(layer, spread, forward)
+            spread_output(layer, spread, forward)
     return model
 
 
@@ -110,19 +111,6 @@ def calibrate_norms(model: nn.Module, forward: Callable[[], None]) -> None:
         norm.train()
     forward()
     model.eval()
-
-
-def scale_output(layer: nn.Module, spread: float, forward: Callable[[], None]) -> None:
-    """Centre each channel of a layer's output and scale it to the given standard deviation."""
-    seen: list[Tensor] = []
-    with layer.register_forward_hook(lambda _module, _inputs, y: seen.append(y.transpose(0, 1).flatten(1))):
-        forward()
-    values = torch.cat(seen, 1)
-    factor = spread / values.std(1).clamp(min=1e-6)
-    weight: Any = layer.weight
-    bias: Any = layer.bias
-    weight *= factor.view(-1, *[1] * (weight.dim() - 1))
-    bias.copy_((bias - values.mean(1)) * factor)
 
 
 def fix_pools(model: MaskRCNN, canvas: tuple[int, int]) -> None:
