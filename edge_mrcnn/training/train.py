@@ -25,6 +25,7 @@ from torchvision.models.detection import MaskRCNN
 from tqdm import tqdm
 
 from edge_mrcnn.errors import EdgeMrcnnError
+from edge_mrcnn.spec import check_canvas, parse_size
 from edge_mrcnn.training.augment import Augmentation
 from edge_mrcnn.training.checkpoint import load_checkpoint, load_state, load_weights, save_checkpoint
 from edge_mrcnn.training.dataset import CocoDataset, Target, collate
@@ -70,8 +71,8 @@ class TrainOptions:
     trainable_backbone_layers: int | None = None
     """How many of the backbone's five stages learn, counted from the last. None: 3 with weights to start from (as
     torchvision), else 5."""
-    size: tuple[int, int] | None = None
-    """Canvas (H, W), multiples of 32. None takes the model's default."""
+    size: str | None = None
+    """Input size HxW in pixels, multiples of 32, such as 480x640; the model's default when not given."""
     small_epochs: int = 0
     """So many first epochs run on a smaller canvas, which costs less."""
     small_scale: float = 0.6
@@ -156,7 +157,7 @@ class _Trainer:
 
     def __init__(self, model_name: str, data: Path, options: TrainOptions, world: World) -> None:
         self.name, self.options, self.world = model_name, options, world
-        self.size = options.size or find_entry(model_name).default_size
+        self.size = parse_size(options.size) if options.size else find_entry(model_name).default_size
         augmentation, room = Augmentation(options.flip, options.zoom, options.light), options.cache_gb / world.size
         self.data = CocoDataset(data, self.size, augmentation, seed=options.seed, cache_gb=room)
         self.val = CocoDataset(annotations_path(options.val), self.size) if options.val else None
@@ -353,8 +354,8 @@ def _check(options: TrainOptions) -> None:
     for name in ("epochs", "batch_size", "val_every", "log_every"):
         if getattr(options, name) < 1:
             raise ValueError(f"{name} is {getattr(options, name)}: expected at least 1")
-    if options.size and any(side < 64 or side % 32 for side in options.size):
-        raise ValueError(f"size is {options.size}: height and width must be multiples of 32, at least 64")
+    if options.size:
+        check_canvas(parse_size(options.size))
     if not 0 < options.zoom[0] <= options.zoom[1]:
         raise ValueError(f"zoom is {options.zoom}: expected (smallest, largest), both positive")
     if not 0 <= options.ema < 1:
