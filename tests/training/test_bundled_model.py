@@ -4,6 +4,7 @@ Its checkpoint is not bundled, so the torch model is rebuilt from the ONNX file:
 and the batch norms behind them are left with the folded bias to add.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from torchvision.models.detection import MaskRCNN
 from edge_mrcnn.runtime.pictures import read_picture
 from edge_mrcnn.runtime.preprocess import letterbox_batch
 from edge_mrcnn.runtime.runners import OrtRunner
+from edge_mrcnn.training.export import trace_model, write_model
 from edge_mrcnn.training.zoo import MODELS, build_model
 from tests.training.random_models import Reference, fix_pools
 from tests.training.test_parity import Score, compare
@@ -61,20 +63,41 @@ def fill(part: nn.Module, name: str, weights: dict[str, torch.Tensor]) -> None:
                 layer.bias.copy_(weights[f"{full}.bias"])
 
 
-def test_detections_are_torchvisions(model: MaskRCNN) -> None:
+def val_pictures() -> list[np.ndarray]:
     pictures = [read_picture(path) for path in sorted((TABLETOP / "val" / "images").iterdir())[:6]]
     pictures[1] = pictures[1][:, :500].copy()  # so that the contents differ in size
-    canvas = MODELS["maskrcnn_edge"].default_size
-    images, image_hw, _ = letterbox_batch(pictures, canvas)
+    return pictures
+
+
+def run_bundled(feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    with OrtRunner(TABLETOP / "model.onnx") as runner:
+        return list(runner.infer(feeds).values())
+
+
+def test_the_file_as_it_is(model: MaskRCNN) -> None:
+    check(model, MODELS["maskrcnn_edge"].default_size, run_bundled)
+
+
+@pytest.mark.parametrize("canvas", [(256, 320), (320, 320), (480, 640)], ids=lambda canvas: "x".join(map(str, canvas)))
+def test_exported_again_at_other_sizes(model: MaskRCNN, canvas: tuple[int, int], tmp_path: Path) -> None:
+    with OrtRunner(TABLETOP / "model.onnx") as runner:
+        names = runner.spec.class_names
+    write_model(*trace_model(model, "maskrcnn_edge", canvas, names), tmp_path / "model.onnx")
+    with OrtRunner(tmp_path / "model.onnx") as runner:
+        check(model, canvas, lambda feeds: list(runner.infer(feeds).values()))
+
+
+def check(model: MaskRCNN, canvas: tuple[int, int], run: Callable[[dict[str, np.ndarray]], list[np.ndarray]]) -> None:
+    """Pictures of its world show about ten things each: fifty detections to compare are those of six pictures."""
+    images, image_hw, _ = letterbox_batch(val_pictures(), canvas)
     assert len(np.unique(image_hw, axis=0)) == 2
     fix_pools(model, canvas)
     score = Score()
-    with OrtRunner(TABLETOP / "model.onnx") as runner:
-        for start in (0, 2, 4):
-            two = slice(start, start + 2)
-            expected = Reference(model, images[two], image_hw[two]).detect()
-            outputs = runner.infer({"images": images[two], "image_hw": image_hw[two]})
-            for row, want in enumerate(expected):
-                compare(want, [torch.as_tensor(output[row]) for output in outputs.values()], score)
+    for start in (0, 2, 4):
+        two = slice(start, start + 2)
+        expected = Reference(model, images[two], image_hw[two]).detect()
+        outputs = run({"images": images[two], "image_hw": image_hw[two]})
+        for row, want in enumerate(expected):
+            compare(want, [torch.as_tensor(output[row]) for output in outputs], score)
     assert score.expected >= 50
     score.check()
