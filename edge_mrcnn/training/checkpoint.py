@@ -200,9 +200,8 @@ def _read(path: Path) -> object:
     except pickle.UnpicklingError as error:
         raise EdgeMrcnnError(
             f"checkpoint {path} ({size} bytes) holds more than weights, or is no checkpoint, and was not loaded, "
-            f"since that could run foreign code: {_first_line(error)}. In the program that made it, save "
-            "`model.state_dict()` only"
-        ) from error
+            "since that could run foreign code. In the program that made it, save `model.state_dict()` only"
+        ) from error  # torch's own message advises to load it all the same
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise EdgeMrcnnError(
             f"checkpoint {path} ({size} bytes) is truncated or damaged: {_first_line(error)}. Copy or download it again"
