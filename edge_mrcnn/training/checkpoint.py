@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 import pickle
-import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from edge_mrcnn.errors import EdgeMrcnnError
+from edge_mrcnn.files import atomic_path
 
 CLASS_KEY = "roi_heads.box_predictor.cls_score.weight"
 """The tensor whose first dimension counts a Mask R-CNN's classes."""
@@ -161,30 +160,14 @@ def save_checkpoint(
         "size": list(size) if size is not None else None,
     }
     content = {**(extra or {}), "model": state, "meta": meta}
-    temporary: str | None = None
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-            os.fchmod(file.fileno(), _usual_mode())
-        os.replace(temporary, path)
+        with atomic_path(path) as temporary:
+            torch.save(content, temporary)
     except (OSError, RuntimeError) as error:
         raise EdgeMrcnnError(
             f"{path} cannot be written: {error}. Free some space or choose another folder; "
             "nothing was left under that name, and an older file is as it was"
         ) from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-
-
-def _usual_mode() -> int:
-    """The permissions that `open` would give a new file; `mkstemp` gives them to the owner alone."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
 
 
 def _read(path: Path) -> object:

@@ -20,6 +20,7 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from edge_mrcnn.errors import ExportError
+from edge_mrcnn.files import atomic_path
 from edge_mrcnn.spec import ModelSpec, parse_size
 from edge_mrcnn.training.checkpoint import load_checkpoint
 from edge_mrcnn.training.exportable import OUTPUT_NAMES, Exportable
@@ -160,22 +161,15 @@ def write_model(proto: onnx.ModelProto, spec: ModelSpec, output: Path) -> None:
     """
     if proto.ByteSize() > MAX_BYTES:
         raise ExportError(f"the model has {proto.ByteSize()} bytes; one ONNX file holds at most {MAX_BYTES}")
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(proto.SerializeToString(deterministic=True))
-            file.flush()
-            os.fsync(file.fileno())
-        check_model(temporary, spec)
-        temporary.replace(output)
+        with atomic_path(output) as temporary:
+            temporary.write_bytes(proto.SerializeToString(deterministic=True))
+            check_model(temporary, spec)
     except OSError as error:
         raise ExportError(
             f"{output} cannot be written: {error.strerror or error}. Free some space or choose another folder with -o; "
             "nothing was left under that name, and an older file is as it was"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def check_model(path: Path, spec: ModelSpec) -> None:

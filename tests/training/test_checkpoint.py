@@ -156,7 +156,7 @@ class TestSaving:
 
     def test_a_full_disk_leaves_nothing_under_the_name(self, tmp_path, net, monkeypatch):
         def full(content, file):
-            file.write(b"half of it")
+            file.write_bytes(b"half of it")
             raise OSError(errno.ENOSPC, "No space left on device")
 
         monkeypatch.setattr(module.torch, "save", full)
@@ -167,7 +167,7 @@ class TestSaving:
     def test_an_older_file_survives_a_failure(self, tmp_path, net, monkeypatch):
         save_checkpoint(tmp_path / "a.pt", net)
         before = (tmp_path / "a.pt").read_bytes()
-        monkeypatch.setattr(module.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.EIO, "I/O error")))
+        monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(errno.EIO, "I/O error")))
         with pytest.raises(EdgeMrcnnError, match="an older file is as it was"):
             save_checkpoint(tmp_path / "a.pt", net)
         assert (tmp_path / "a.pt").read_bytes() == before
