@@ -1,1 +1,1 @@
-"""From `model.onnx` to an engine. onnx lives here: graph passes, engine builder, Python plugins, inspector."""
+"""From `model.onnx` to an engine. onnx lives here: graph passes, engine builder, inspector."""

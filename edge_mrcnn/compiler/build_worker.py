@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from edge_mrcnn import device
-from edge_mrcnn.compiler import plugins, tensorrt_api
-from edge_mrcnn.compiler.target import parse_target
 from edge_mrcnn.errors import EdgeMrcnnError, EngineError, PluginError
+from edge_mrcnn.gpu import plugins, tensorrt_api
+from edge_mrcnn.gpu.target import parse_target
 from edge_mrcnn.sidecar import LayerInfo, TensorInfo
 
 PLUGIN_LAYER = "PLUGIN_V3"

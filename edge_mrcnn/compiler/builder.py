@@ -22,13 +22,13 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 import edge_mrcnn
 from edge_mrcnn import device
-from edge_mrcnn.compiler import tensorrt_api
 from edge_mrcnn.compiler.build_worker import Job
 from edge_mrcnn.compiler.engine_files import EngineCache, default_cache_folder, publish, unfinished
 from edge_mrcnn.compiler.passes import PASSES, Precision, run_passes
-from edge_mrcnn.compiler.target import CURRENT, Flavour, Target, parse_target
 from edge_mrcnn.compiler.worker_process import run_worker
 from edge_mrcnn.errors import EngineError, ExportError
+from edge_mrcnn.gpu import tensorrt_api
+from edge_mrcnn.gpu.target import CURRENT, Flavour, Target, parse_target
 from edge_mrcnn.ops import DOMAIN
 from edge_mrcnn.sidecar import EngineSidecar, LayerInfo, TensorInfo, hash_file, plugins_hash, sidecar_path
 from edge_mrcnn.spec import ModelSpec

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from edge_mrcnn import errors
-from edge_mrcnn.compiler import tensorrt_api
 from edge_mrcnn.compiler.build_worker import Job
-from edge_mrcnn.compiler.target import Flavour
 from edge_mrcnn.errors import EdgeMrcnnError, EngineError
+from edge_mrcnn.gpu import tensorrt_api
+from edge_mrcnn.gpu.target import Flavour
 
 _log = logging.getLogger(__name__)
 

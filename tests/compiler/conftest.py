@@ -32,8 +32,3 @@ def options(tmp_path: Path) -> Any:
         return BuildOptions(**{"target": "rtx:sm_86", "cache_dir": tmp_path / "cache", "timeout_s": 300.0, **fields})
 
     return make
-
-
-@pytest.fixture
-def rtx() -> None:
-    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")

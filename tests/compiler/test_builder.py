@@ -12,10 +12,11 @@ import onnx
 import pytest
 
 from edge_mrcnn import device
-from edge_mrcnn.compiler import builder, tensorrt_api
+from edge_mrcnn.compiler import builder
 from edge_mrcnn.compiler.builder import BuildOptions, build_engine, parse_batch, resolve_target
 from edge_mrcnn.compiler.passes import PASSES, apply_passes
 from edge_mrcnn.errors import EngineError, ExportError
+from edge_mrcnn.gpu import tensorrt_api
 from edge_mrcnn.ops import PLUGIN_ATTRIBUTES
 from edge_mrcnn.sidecar import EngineSidecar, TensorInfo, hash_file
 from tests.compiler.tiny_model import DETECTIONS, MASK, SPEC, build_tiny_model

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from edge_mrcnn.compiler import build_worker, tensorrt_api, worker_process
+from edge_mrcnn.compiler import build_worker, worker_process
 from edge_mrcnn.compiler.build_worker import Job, check_layers
 from edge_mrcnn.compiler.builder import BuildOptions, build_engine
 from edge_mrcnn.errors import EngineError, PluginError
+from edge_mrcnn.gpu import tensorrt_api
 from edge_mrcnn.sidecar import LayerInfo
 
 ROOT = Path(__file__).parents[2]

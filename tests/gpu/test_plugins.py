@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from edge_mrcnn.compiler import plugins, tensorrt_api
-from edge_mrcnn.compiler.plugins import make_fields, read_fields, register_plugins
-from edge_mrcnn.compiler.tensorrt_api import TensorRtApi
 from edge_mrcnn.errors import PluginError
+from edge_mrcnn.gpu import plugins, tensorrt_api
+from edge_mrcnn.gpu.plugins import make_fields, read_fields, register_plugins
+from edge_mrcnn.gpu.tensorrt_api import TensorRtApi
 from edge_mrcnn.ops import DOMAIN, OPS, VERSION
 from tests.compiler.tiny_model import DETECTIONS, NMS, PATCH, PROPOSALS, ROI_ALIGN, RPN
 

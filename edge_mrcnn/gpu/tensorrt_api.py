@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edge_mrcnn.compiler.target import Flavour, Target
 from edge_mrcnn.errors import EngineError
+from edge_mrcnn.gpu.target import Flavour, Target
 
 MODULES: dict[Flavour, str] = {"rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 LIBRARY_PACKAGES: dict[Flavour, str] = {"rtx": "tensorrt_rtx_libs", "tensorrt": "tensorrt_libs"}

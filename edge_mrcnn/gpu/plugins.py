@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from edge_mrcnn.compiler.tensorrt_api import TensorRtApi
 from edge_mrcnn.errors import PluginError
+from edge_mrcnn.gpu.tensorrt_api import TensorRtApi
 from edge_mrcnn.ops import DOMAIN, OPS, VERSION, AttributeKind, OpSpec
 
 _log = logging.getLogger(__name__)

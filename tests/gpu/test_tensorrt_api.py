@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from edge_mrcnn.compiler import tensorrt_api
-from edge_mrcnn.compiler.target import parse_target
-from edge_mrcnn.compiler.tensorrt_api import TensorRtApi
 from edge_mrcnn.errors import EngineError
+from edge_mrcnn.gpu import tensorrt_api
+from edge_mrcnn.gpu.target import parse_target
+from edge_mrcnn.gpu.tensorrt_api import TensorRtApi
 
 
 @pytest.mark.parametrize("value", [0, 1])
@@ -80,7 +80,8 @@ def test_a_gpu_that_rtx_cannot_build_for_is_named(rtx: None) -> None:
 
 def test_nothing_is_imported_until_asked_for() -> None:
     code = (
-        "import sys; from edge_mrcnn.compiler import tensorrt_api, plugins, build_worker, target; "
+        "import sys; from edge_mrcnn.gpu import tensorrt_api, plugins, target; "
+        "from edge_mrcnn.compiler import build_worker; "
         "bad = {'tensorrt', 'tensorrt_rtx', 'torch', 'onnx'} & set(sys.modules); assert not bad, bad"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

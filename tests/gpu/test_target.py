@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from edge_mrcnn.compiler.target import Target, parse_target
+from edge_mrcnn.gpu.target import Target, parse_target
 
 FORMS = [
     ("rtx", Target("rtx"), "rtx", "rtx"),
