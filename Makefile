@@ -9,9 +9,15 @@ PINS := constraints/$(VERSION).txt
 
 LIGHT := vision,cpu,rtx,compile,eval
 FULL := $(LIGHT),train,tabletop,dev
+# NVRTC compiles the kernels on any machine. Of the CUDA that this Python's torch brings, lest there are two.
+CUDA := $(if $(filter py310,$(VERSION)),gpu-cu12,gpu-cu13)
 
 GRAPHICS := libGL.so.1=libgl1 libglib-2.0.so.0=libglib2.0-0
 RENDERING := libOSMesa.so=libosmesa6
+# The tests run the kernels on the CPU, and build the plugin library.
+COMPILER := bin:g++=g++
+
+SOURCES := 'plugins/*.cuh' 'plugins/*.hpp' 'plugins/*.cpp' 'plugins/*.cu' 'tests/plugins/*.cuh' 'tests/plugins/*.hpp' 'tests/plugins/*.cpp'
 
 .PHONY: demo check test lint clean
 .DELETE_ON_ERROR:
@@ -32,18 +38,19 @@ BIN ?= .venv/bin
 lint:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	git ls-files -z -- $(SOURCES) | xargs -0 -r $(BIN)/clang-format --dry-run --Werror
 	$(BIN)/codespell
 	$(BIN)/mypy $(MYPY_FLAGS)
 
 .venv-demo/ready .venv-check/ready .venv/ready: pyproject.toml setup.py $(wildcard $(PINS))
 	@test -f $(PINS) || { echo "no pins for $(VERSION): use Python 3.10 to 3.13 (make PYTHON=python3.11 ...), or write them with constraints/update.py"; exit 1; }
-	.ci/system-packages $(GRAPHICS) $(if $(filter .venv/ready,$@),$(RENDERING))
+	.ci/system-packages $(GRAPHICS) $(if $(filter .venv-demo/ready,$@),,$(COMPILER)) $(if $(filter .venv/ready,$@),$(RENDERING))
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install --quiet --disable-pip-version-check --constraint $(PINS) --editable '.[$(EXTRAS)]'
 	touch $@
 .venv-demo/ready: EXTRAS = $(LIGHT)
-.venv-check/ready: EXTRAS = $(LIGHT),dev
-.venv/ready: EXTRAS = $(FULL)
+.venv-check/ready: EXTRAS = $(LIGHT),$(CUDA),dev
+.venv/ready: EXTRAS = $(FULL),$(CUDA)
 
 clean:
 	rm -rf .venv .venv-demo .venv-check demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache

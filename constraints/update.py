@@ -3,7 +3,8 @@
     python constraints/update.py            # all
     python constraints/update.py 3.11       # one
 
-`rtx` pins itself. `gpu-cu12` and `gpu-cu13` are left to the resolver: their versions follow the device's toolkit.
+`rtx` pins itself. Of `gpu-cu12` and `gpu-cu13` the one that suits the torch of that Python is pinned, as the Makefile
+installs it; on a device their versions are left to the resolver, since they follow its toolkit.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 EXTRAS = ("vision", "cpu", "compile", "eval", "train", "tabletop", "dev")
+CUDA_EXTRA = {"3.10": "gpu-cu12"}
+"""Where it is not `gpu-cu13`; the same choice as in the Makefile."""
 GLIBC = range(5, 40)
 
 TORCH = {"3.10": "torch==2.10.0"}
@@ -50,7 +53,8 @@ def pip_report(lines: list[str], python: str, machine: str = "x86_64", *options:
 def main() -> None:
     """Write the file of each Python named on the command line, or of all."""
     for python in sys.argv[1:] or PYTHONS:
-        pins = pip_report([*requirements(EXTRAS), TORCH.get(python, "torch==2.15.0")], python)
+        extras = (*EXTRAS, CUDA_EXTRA.get(python, "gpu-cu13"))
+        pins = pip_report([*requirements(extras), TORCH.get(python, "torch==2.15.0")], python)
         path = HERE / f"py{python.replace('.', '')}.txt"
         lines = [f"{name}=={version}\n" for name, version in sorted(pins.items(), key=lambda pin: pin[0].lower())]
         path.write_text(f"# Python {python}: made by constraints/update.py\n{''.join(lines)}")

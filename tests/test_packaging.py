@@ -22,9 +22,9 @@ _spec.loader.exec_module(update)
     ("python", "extras", "expected"),
     [
         # JetPack 6: Python 3.10, CUDA 12.6, its own tensorrt and cv2; onnxruntime for 3.10 ends at 1.23
-        ("3.10", ("cpu", "gpu-cu12"), {"cuda-bindings": "12.", "onnxruntime": "1."}),
+        ("3.10", ("cpu", "gpu-cu12"), {"cuda-core": "1.", "cuda-bindings": "12.", "onnxruntime": "1."}),
         # JetPack 7: Python 3.12, CUDA 13
-        ("3.12", ("cpu", "gpu-cu13"), {"cuda-bindings": "13.", "onnxruntime": "1."}),
+        ("3.12", ("cpu", "gpu-cu13"), {"cuda-core": "1.", "cuda-bindings": "13.", "onnxruntime": "1."}),
         ("3.12", ("vision", "cpu"), {"opencv-python": ""}),
     ],
 )
