@@ -28,12 +28,13 @@ __device__ __forceinline__ half to_half(float x) {
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
     return y;
 }
-#else
+#elif defined(EDGE_MRCNN_ON_CPU)
 // On a CPU the header that runs the kernels gives `half_bits_to_float` and `float_to_half_bits`.
 inline float to_float(half x) { return half_bits_to_float(x.bits); }
 inline half to_half(float x) { return half{float_to_half_bits(x)}; }
 #endif
 
+#if defined(__CUDACC__) || defined(EDGE_MRCNN_ON_CPU)  // a host compiler sees the kernels' parameters alone
 __device__ __forceinline__ float to_float(float x) { return x; }
 
 //! Rounds to the nearest `T`, ties to even.
@@ -47,6 +48,7 @@ template <>
 __device__ __forceinline__ half from_float<half>(float x) {
     return to_half(x);
 }
+#endif
 
 //! Where a map of one picture lies: element (c, y, x) is `data[c * channel_stride + (y * width + x) * pixel_stride]`.
 //! TensorRT's kLINEAR has strides (H * W, 1); kHWC8 has (1, C rounded up to 8).
