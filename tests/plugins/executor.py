@@ -1,0 +1,377 @@
+"""Runs the plugins' kernels on a CPU, under sanitizers: the Python side of cuda_on_cpu.hpp.
+
+    kernels = compile_kernels("rpn_proposals/rpn_proposals.cuh", rpn_proposals.Args)  # cached; skips without g++
+    with Executor(kernels, seed=3) as gpu:  # a process of its own, 30 ms: one for each run is cheap
+        scores = gpu.array(numpy_array, layout="hwc8")  # "linear" unless said
+        out = gpu.empty((1, 1000, 4), "float32")  # all bits set: NaN, -1
+        workspace = gpu.workspace(rpn_proposals.workspace_bytes(...))  # garbage too; its address, 0 for no bytes
+        gpu.run(rpn_proposals.launches(attributes, [scores.tensor], [out.tensor], workspace))
+        result = out.read()
+
+        # The same through the C++ launcher: `args` are those of a launch of the plan.
+        launched = gpu.launch_host(args, "float16")  # list[Launched], comparable with Launched.of(launch)
+        bytes_ = gpu.workspace_bytes(args)
+
+Every array has its own memory of exactly its size. What a kernel does wrong (an access beyond an array or beyond the
+shared memory that the launch asks for, undefined behaviour, a barrier that not all threads of the block reach) raises
+`KernelError` with the report; the executor is closed then. The seed decides the order of threads and blocks: results
+must not depend on it.
+
+`compile_kernels` also holds the ctypes structure to the C++ one: size, and offset and size of every field, also of
+structures within. The C++ structure is named after the file: rpn_proposals.cuh has RpnProposalsArgs. A launcher is
+`launch_<op>(Args, DataType, cudaStream_t)` or without the DataType, the workspace's size `<op>_workspace(Args const&)`,
+both in the folder's launch.hpp; where there is none, the kernels alone are compiled.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from edge_mrcnn.gpu.launches import Launch, Layout, Tensor, round_up
+
+HERE = Path(__file__).parent
+PLUGINS = HERE.parents[1] / "plugins"
+INCLUDED = (PLUGINS, HERE)
+COMPILER = os.environ.get("CXX", "g++")
+SANITIZE = (
+    "-fsanitize=address,undefined,float-cast-overflow",
+    "-fsanitize=bounds-strict",
+    "-fno-sanitize-recover=all",
+    "-fsanitize-coverage=trace-pc",
+    "-fno-omit-frame-pointer",
+)
+FLAGS = (
+    "-std=c++17",
+    "-O1",
+    "-g1",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-Wno-unknown-pragmas",
+    "-Wno-maybe-uninitialized",
+    "-ffp-contract=off",
+)
+TIMEOUT_S = 120.0
+MAX_SHARED_BYTES = 48 << 10
+
+DTYPES = {"float32": 0, "float16": 1}
+"""`edge_mrcnn::DataType` by NumPy's name."""
+
+
+class KernelError(AssertionError):
+    """A kernel, or the launcher, did something wrong; the text is the report."""
+
+
+# ---- Compiling --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """An op's kernels and launcher as a program.
+
+    Attributes:
+        source: The kernels' file below `plugins/`.
+        program: Serves an `Executor`.
+        args_bytes: Size of the kernels' parameter.
+    """
+
+    source: str
+    program: Path
+    args_bytes: int
+
+
+def compile_kernels(source: str, args: type[ctypes.Structure]) -> Kernels:
+    """Compile an op's kernels, and its launcher where it has one, with sanitizers.
+
+    Args:
+        source: The `.cuh` below `plugins/` (or below this folder).
+        args: The structure which the kernels take; held to the C++ one.
+
+    Raises:
+        AssertionError: The source does not compile, or the structures differ; with the compiler's messages.
+    """
+    if shutil.which(COMPILER) is None:
+        pytest.skip(f"{COMPILER} is not installed: the kernels do not run on the CPU")
+    driver = _build(["-O2", "-c", str(HERE / "driver.cpp")], [HERE / "driver.cpp", HERE / "cuda_on_cpu.hpp"], ".o")
+    folder = next(root / source for root in INCLUDED if (root / source).exists()).parent
+    read = [HERE / "cuda_on_cpu.hpp", *(PLUGINS / "common").iterdir(), *folder.iterdir()]
+    unit = _build([], read, ".cpp", _translation_unit(folder, source, args))
+    program = _build(
+        [
+            *SANITIZE,
+            "-fno-extern-tls-init",
+            *(f"-I{root}" for root in INCLUDED),
+            *("-include", str(HERE / "cuda_on_cpu.hpp"), str(unit), str(driver), "-rdynamic", "-ldl", "-lpthread"),
+        ],
+        [*read, unit, driver],
+        "",
+    )
+    return Kernels(source, program, ctypes.sizeof(args))
+
+
+def _build(flags: Sequence[str], read: Sequence[Path], suffix: str, text: str | None = None) -> Path:
+    """A file in the cache, named by what it is made from: the text, or what the compiler makes."""
+    digest = hashlib.sha256(repr((COMPILER, FLAGS, flags, text)).encode())
+    for path in sorted(read):
+        digest.update(path.read_bytes())
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edge_mrcnn" / "cuda_on_cpu"
+    built = cache / (digest.hexdigest()[:32] + suffix)
+    if built.exists():
+        return built
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
+        made = Path(folder) / built.name
+        if text is not None:
+            made.write_text(text)
+        else:
+            done = subprocess.run(
+                [COMPILER, *FLAGS, *flags, "-o", str(made)], capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, f"{COMPILER} does not compile this:\n{done.stderr}"
+        made.replace(built)
+    return built
+
+
+def _translation_unit(folder: Path, source: str, args: type[ctypes.Structure]) -> str:
+    """C++ that includes the op's files and tells the driver what it may call."""
+    op = Path(source).stem
+    cpp_args = "".join(word.capitalize() for word in op.split("_")) + "Args"
+    lines = [f'#include "{source}"']
+    launcher = folder / "launch.hpp"
+    host = launcher.read_text() if launcher.exists() else ""
+    if host:
+        lines.append(f'#include "{Path(source).parent}/launch.hpp"')
+    lines.append("namespace edge_mrcnn {")
+    lines += [f"static_assert({check});" for check in _layout_checks(cpp_args, args)]
+    workspace = f"[](void const* args) {{ return cuda_on_cpu::workspace_of({op}_workspace, args); }}"
+    launch = (
+        "[](void const* args, int dtype, cudaStream_t) "
+        f"{{ return cuda_on_cpu::launch_with(launch_{op}, args, dtype); }}"
+    )
+    functions = [
+        code if re.search(rf"\b{name}\b", host) else "nullptr"
+        for name, code in ((f"{op}_workspace", workspace), (f"launch_{op}", launch))
+    ]
+    dynamic = re.search(r"extern\s+__shared__\s[^;]*?(\w+)\s*\[\s*\]", (folder / Path(source).name).read_text())
+    if dynamic:
+        lines.append(f"alignas(16) thread_local unsigned char {dynamic[1]}[{MAX_SHARED_BYTES}];")
+    functions.append(f"[] {{ return {dynamic[1]}; }}" if dynamic else "nullptr")
+    lines.append("}\nusing namespace edge_mrcnn;")
+    members = [f"sizeof({cpp_args})", f"cuda_on_cpu::call<{cpp_args}>", *functions]
+    lines.append(f'extern "C" cuda_on_cpu::Op const cuda_on_cpu_op{{{", ".join(members)}}};\n')
+    return "\n".join(lines)
+
+
+def _layout_checks(cpp: str, structure: type[ctypes.Structure], path: str = "") -> Iterator[str]:
+    """Conditions under which the C++ structure lies in memory as the ctypes one does."""
+    if not path:
+        yield f'sizeof({cpp}) == {ctypes.sizeof(structure)}, "sizeof({cpp}): Python says {ctypes.sizeof(structure)}"'
+    for name, kind, *_ in structure._fields_:
+        field: Any = getattr(structure, name)
+        within = f"{path}{name}"
+        # The offset within the nested structure adds up in the compiler's offsetof, not in ctypes: compare differences.
+        start = f"offsetof({cpp}, {path.rpartition('.')[0]})" if path else "0"
+        for what, cpp_value, value in (
+            ("offsetof", f"offsetof({cpp}, {within}) - {start}", field.offset),
+            (
+                "sizeof",
+                f"sizeof({cpp}::{within})" if not path else f"sizeof(std::declval<{cpp}>().{within})",
+                field.size,
+            ),
+        ):
+            yield f'{cpp_value} == {value}, "{what} {cpp}.{within}: Python says {value}"'
+        element = kind._type_ if issubclass(kind, ctypes.Array) else kind
+        if issubclass(element, ctypes.Structure):
+            yield from _layout_checks(cpp, element, f"{within}[0]." if element is not kind else f"{within}.")
+
+
+# ---- Running ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Launched:
+    """What a launch says but for its arguments.
+
+    Attributes:
+        kernel: Its `extern "C"` name.
+        grid: Blocks along x, y, z.
+        block: Threads of a block.
+        shared_bytes: Dynamic shared memory of a block.
+    """
+
+    kernel: str
+    grid: tuple[int, int, int]
+    block: int
+    shared_bytes: int
+
+    @classmethod
+    def of(cls, launch: Launch) -> Launched:
+        """Of a launch of a plan."""
+        return cls(launch.kernel, launch.grid, launch.block, launch.shared_bytes)
+
+
+@dataclass(frozen=True)
+class Array:
+    """An array in the executor's memory.
+
+    Attributes:
+        gpu: The executor.
+        tensor: As a plan takes it.
+    """
+
+    gpu: Executor
+    tensor: Tensor
+
+    @property
+    def address(self) -> int:
+        """Of the first element."""
+        return self.tensor.address
+
+    def read(self) -> npt.NDArray[Any]:
+        """The values, `(B, C, H, W)` whatever the layout."""
+        stored = _stored_shape(self.tensor.shape, self.tensor.layout)
+        dtype = np.dtype(self.tensor.dtype)
+        content = self.gpu.read(self.address, int(np.prod(stored)) * dtype.itemsize)
+        array = np.frombuffer(content, dtype).reshape(stored)
+        if self.tensor.layout == "hwc8":
+            array = array[..., : self.tensor.shape[1]].transpose(0, 3, 1, 2)
+        return np.ascontiguousarray(array)
+
+
+def _stored_shape(shape: tuple[int, ...], layout: Layout) -> tuple[int, ...]:
+    if layout == "linear":
+        return shape
+    batch, channels, height, width = shape
+    return batch, height, width, round_up(channels, 8)
+
+
+class Executor:
+    """A process that holds arrays and runs kernels on them.
+
+    Args:
+        kernels: What it can run.
+        seed: Decides in which order threads and blocks run.
+    """
+
+    def __init__(self, kernels: Kernels, seed: int = 0) -> None:
+        self.kernels = kernels
+        self._report = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the executor
+        self._process = subprocess.Popen(
+            [str(kernels.program), str(seed)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._report
+        )
+
+    def __enter__(self) -> Executor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process; its arrays are gone."""
+        self._process.kill()
+        self._process.communicate()
+        self._report.close()
+
+    def array(self, values: npt.ArrayLike, layout: Layout = "linear") -> Array:
+        """A copy of the values; the padding of `hwc8` is garbage."""
+        values = np.asarray(values)
+        stored = values
+        if layout == "hwc8":
+            stored = _garbage(_stored_shape(values.shape, layout), values.dtype)
+            stored[..., : values.shape[1]] = values.transpose(0, 2, 3, 1)
+        return self._allocate(stored.tobytes(), values.shape, values.dtype, layout)
+
+    def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike, layout: Layout = "linear") -> Array:
+        """An array of garbage: all bits set."""
+        content = _garbage(_stored_shape(shape, layout), dtype).tobytes()
+        return self._allocate(content, shape, np.dtype(dtype), layout)
+
+    def workspace(self, size: int) -> int:
+        """Address of that many bytes of garbage; 0 for none."""
+        return self.empty((size,), "uint8").address if size else 0
+
+    def run(self, launches: Sequence[Launch]) -> None:
+        """Run a plan.
+
+        Raises:
+            KernelError: Something is wrong with a kernel or a launch.
+        """
+        for launch in launches:
+            assert launch.source == self.kernels.source, f"{launch.source} was not compiled"
+            words = (launch.kernel, *launch.grid, launch.block, launch.shared_bytes)
+            self._request("run", words, self._bytes_of(launch.args))
+
+    def launch_host(self, args: ctypes.Structure, dtype: str) -> list[Launched]:
+        """Run the C++ launcher; returns what it launched.
+
+        Raises:
+            KernelError: Something is wrong with a kernel, or the launcher returns an error.
+        """
+        log = self._request("launch", (DTYPES[dtype],), self._bytes_of(args)).decode()
+        lines = [line.split() for line in log.splitlines()]
+        return [Launched(name, (int(x), int(y), int(z)), int(block), int(n)) for name, x, y, z, block, n in lines]
+
+    def workspace_bytes(self, args: ctypes.Structure) -> int:
+        """What the C++ launcher's function for the workspace returns."""
+        return int(self._request("workspace", (), self._bytes_of(args)))
+
+    def read(self, address: int, size: int) -> bytes:
+        """Bytes of the executor's memory."""
+        return self._request("read", (address, size))
+
+    def _allocate(self, content: bytes, shape: tuple[int, ...], dtype: np.dtype[Any], layout: Layout) -> Array:
+        return Array(self, Tensor(int(self._request("allocate", (), content)), shape, dtype.name, layout))
+
+    def _bytes_of(self, args: ctypes.Structure) -> bytes:
+        assert ctypes.sizeof(args) == self.kernels.args_bytes, f"not the structure of {self.kernels.source}"
+        return bytes(args)
+
+    def _request(self, command: str, words: Sequence[object], content: bytes = b"") -> bytes:
+        """What driver.cpp answers."""
+        pipe_in, pipe_out = self._process.stdin, self._process.stdout
+        assert pipe_in is not None and pipe_out is not None
+        watch = threading.Timer(TIMEOUT_S, self._process.kill)
+        watch.start()
+        try:
+            pipe_in.write(" ".join(map(str, (command, len(content), *words))).encode() + b"\n" + content)
+            pipe_in.flush()
+            status, _, rest = pipe_out.readline().decode().strip().partition(" ")
+            if status == "ok":
+                return pipe_out.read(int(rest))
+        except BrokenPipeError:
+            status = rest = ""
+        finally:
+            watch.cancel()
+        if status == "error":
+            raise KernelError(rest)
+        raise KernelError(self._last_words())
+
+    def _last_words(self) -> str:
+        """Report of a process that has ended."""
+        code = self._process.wait()
+        self._report.seek(0)
+        report = self._report.read().decode(errors="replace")
+        return (
+            report or f"the kernels ran longer than {TIMEOUT_S:.0f} s" if code == -9 else report or f"exit code {code}"
+        )
+
+
+def _garbage(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """All bits set: NaN, -1."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return np.full(size, 0xFF, np.uint8).view(dtype).reshape(shape)
