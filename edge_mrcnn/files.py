@@ -46,6 +46,11 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
+def cache_folder(name: str) -> Path:
+    """`$XDG_CACHE_HOME/edge_mrcnn/<name>`, by default below `~/.cache`; not made here."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edge_mrcnn" / name
+
+
 def _flush(path: Path) -> None:
     """Bring the bytes to the disk before the rename, so that a crash cannot leave an empty file under the name."""
     handle = os.open(path, os.O_RDONLY)

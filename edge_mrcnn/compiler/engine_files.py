@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edge_mrcnn.errors import EngineError
-from edge_mrcnn.files import write_text
+from edge_mrcnn.files import cache_folder, write_text
 from edge_mrcnn.sidecar import EngineSidecar, sidecar_path
 
 _log = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ class EngineCache:
 
 def default_cache_folder() -> Path:
     """`$XDG_CACHE_HOME/edge_mrcnn/engines`, by default below `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edge_mrcnn" / "engines"
+    return cache_folder("engines")
 
 
 def _link_or_copy(source: Path, part: Path) -> None:

@@ -22,8 +22,8 @@ from edge_mrcnn.errors import EngineError
 from edge_mrcnn.gpu.launches import Launch
 
 INSTALL = (
-    "pip install 'edge-mrcnn[gpu-cu13]', or [gpu-cu12] where the driver is of CUDA 12 (JetPack 6), "
-    "as edge-mrcnn doctor says"
+    "pip install 'edge-mrcnn[gpu-cu13]', or 'edge-mrcnn[gpu-cu12]' where the driver is of CUDA 12 (JetPack 6); "
+    "edge-mrcnn doctor says which"
 )
 
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for the default stream, nor that one for it
