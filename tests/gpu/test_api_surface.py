@@ -33,8 +33,16 @@ SOURCES = sorted(
 
 ONLY_IN: Mapping[str, tuple[str, ...]] = {
     "ComputeCapability": (RTX,),
+    "CudaGraphStrategy": (RTX,),
+    "DynamicShapesKernelSpecializationStrategy": (RTX,),
     "IBuilderConfig.num_compute_capabilities": (RTX,),
     "IBuilderConfig.set_compute_capability": (RTX,),
+    "ICudaEngine.create_runtime_config": ("10.13.3.9", "11.4.0.106", RTX),
+    # Of IRuntimeConfig, 10.3 is not asked: it stops at create_runtime_config.
+    "IRuntimeConfig.create_runtime_cache": ("10.3.0", RTX),
+    "IRuntimeConfig.cuda_graph_strategy": ("10.3.0", RTX),
+    "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy": ("10.3.0", RTX),
+    "IRuntimeConfig.set_runtime_cache": ("10.3.0", RTX),
 }
 """Attributes that are used only where the code has made sure that it has one of these."""
 
