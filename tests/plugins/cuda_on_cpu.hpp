@@ -307,7 +307,7 @@ struct Op {
     size_t args_bytes;
     void (*call)(void* kernel, void const* args);
     size_t (*workspace)(void const* args);
-    cudaError_t (*launch)(void const* args, int dtype, cudaStream_t);
+    cudaError_t (*launch)(void const* args, int dtype);
     unsigned char* (*dynamic_shared)();
 };
 

@@ -26,7 +26,7 @@
 extern "C" cuda_on_cpu::Op const cuda_on_cpu_op;  // in the translation unit of the kernels
 
 extern "C" char const* __asan_default_options() {
-    return "detect_leaks=0:detect_stack_use_after_return=0:redzone=1024:max_redzone=2048:allocator_may_return_null=1";
+    return "detect_leaks=0:detect_stack_use_after_return=0:redzone=1024:max_redzone=2048:print_legend=0";
 }
 extern "C" char const* __ubsan_default_options() { return "print_stacktrace=1"; }
 
@@ -413,7 +413,7 @@ void launch(std::istream& words, Bytes const& args) {
     words >> dtype;
     if (!cuda_on_cpu_op.launch) return refuse("the op has no launch.hpp");
     launch_log.clear();
-    cudaError_t const error = cuda_on_cpu_op.launch(args.data(), dtype, nullptr);
+    cudaError_t const error = cuda_on_cpu_op.launch(args.data(), dtype);
     if (error) return refuse("the launcher returned CUDA error " + std::to_string(error));
     std::ostringstream log;
     for (auto const& [kernel, grid_dim, block, shared_bytes] : launch_log) {

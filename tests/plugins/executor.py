@@ -30,6 +30,7 @@ import hashlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
@@ -46,27 +47,21 @@ from edge_mrcnn.gpu.launches import Launch, Layout, Tensor, round_up
 
 HERE = Path(__file__).parent
 PLUGINS = HERE.parents[1] / "plugins"
+HEADER = HERE / "cuda_on_cpu.hpp"
 INCLUDED = (PLUGINS, HERE)
 COMPILER = os.environ.get("CXX", "g++")
-SANITIZE = (
+FLAGS = ("-std=c++17", "-g1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-ffp-contract=off")
+KERNEL_FLAGS = (
+    "-O1",
     "-fsanitize=address,undefined,float-cast-overflow",
     "-fsanitize=bounds-strict",
     "-fno-sanitize-recover=all",
-    "-fsanitize-coverage=trace-pc",
-    "-fno-omit-frame-pointer",
-)
-FLAGS = (
-    "-std=c++17",
-    "-O1",
-    "-g1",
-    "-Wall",
-    "-Wextra",
-    "-Werror",
-    "-Wno-unknown-pragmas",
-    "-Wno-maybe-uninitialized",
-    "-ffp-contract=off",
+    "-fsanitize-coverage=trace-pc",  # where threads are interrupted
+    "-fno-extern-tls-init",  # dynamic shared memory is an extern thread_local array
+    "-Wno-maybe-uninitialized",  # false alarms under sanitizers
 )
 TIMEOUT_S = 120.0
+"""A request that takes longer hangs."""
 MAX_SHARED_BYTES = 48 << 10
 
 DTYPES = {"float32": 0, "float16": 1}
@@ -77,12 +72,12 @@ class KernelError(AssertionError):
     """A kernel, or the launcher, did something wrong; the text is the report."""
 
 
-# ---- Compiling --------------------------------------------------------------------------------------------------------
+# ---- Compiling ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """An op's kernels and launcher as a program.
+    """An op's kernels, and its launcher, as a program.
 
     Attributes:
         source: The kernels' file below `plugins/`.
@@ -100,34 +95,26 @@ def compile_kernels(source: str, args: type[ctypes.Structure]) -> Kernels:
 
     Args:
         source: The `.cuh` below `plugins/` (or below this folder).
-        args: The structure which the kernels take; held to the C++ one.
+        args: The structure that the kernels take; held to the C++ one.
 
     Raises:
         AssertionError: The source does not compile, or the structures differ; with the compiler's messages.
     """
     if shutil.which(COMPILER) is None:
         pytest.skip(f"{COMPILER} is not installed: the kernels do not run on the CPU")
-    driver = _build(["-O2", "-c", str(HERE / "driver.cpp")], [HERE / "driver.cpp", HERE / "cuda_on_cpu.hpp"], ".o")
-    folder = next(root / source for root in INCLUDED if (root / source).exists()).parent
-    read = [HERE / "cuda_on_cpu.hpp", *(PLUGINS / "common").iterdir(), *folder.iterdir()]
-    unit = _build([], read, ".cpp", _translation_unit(folder, source, args))
-    program = _build(
-        [
-            *SANITIZE,
-            "-fno-extern-tls-init",
-            *(f"-I{root}" for root in INCLUDED),
-            *("-include", str(HERE / "cuda_on_cpu.hpp"), str(unit), str(driver), "-rdynamic", "-ldl", "-lpthread"),
-        ],
-        [*read, unit, driver],
-        "",
-    )
+    driver = _build(".o", ["-O2", "-c", HERE / "driver.cpp"], [HERE / "driver.cpp", HEADER])
+    launcher = Path(source).with_name("launch.hpp").as_posix()
+    files = _with_includes([source, launcher] if _find(launcher) else [source])
+    unit = _build(".cpp", _translation_unit(source, launcher, args, files))
+    options = [*KERNEL_FLAGS, *(f"-I{root}" for root in INCLUDED), "-include", HEADER]
+    program = _build("", [*options, unit, driver, "-rdynamic", "-ldl", "-lpthread"], [*files.values(), HEADER, driver])
     return Kernels(source, program, ctypes.sizeof(args))
 
 
-def _build(flags: Sequence[str], read: Sequence[Path], suffix: str, text: str | None = None) -> Path:
-    """A file in the cache, named by what it is made from: the text, or what the compiler makes."""
-    digest = hashlib.sha256(repr((COMPILER, FLAGS, flags, text)).encode())
-    for path in sorted(read):
+def _build(suffix: str, make: str | Sequence[object], read: Sequence[Path] = ()) -> Path:
+    """A file in the cache, named by what it is made from: a text, or what the compiler makes of options and files."""
+    digest = hashlib.sha256(repr((COMPILER, FLAGS, make)).encode())
+    for path in read:
         digest.update(path.read_bytes())
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edge_mrcnn" / "cuda_on_cpu"
     built = cache / (digest.hexdigest()[:32] + suffix)
@@ -136,71 +123,79 @@ def _build(flags: Sequence[str], read: Sequence[Path], suffix: str, text: str | 
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         made = Path(folder) / built.name
-        if text is not None:
-            made.write_text(text)
+        if isinstance(make, str):
+            made.write_text(make)
         else:
-            done = subprocess.run(
-                [COMPILER, *FLAGS, *flags, "-o", str(made)], capture_output=True, text=True, check=False
-            )
+            command = [COMPILER, *FLAGS, *map(str, make), "-o", str(made)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
             assert done.returncode == 0, f"{COMPILER} does not compile this:\n{done.stderr}"
         made.replace(built)
     return built
 
 
-def _translation_unit(folder: Path, source: str, args: type[ctypes.Structure]) -> str:
-    """C++ that includes the op's files and tells the driver what it may call."""
+def _find(name: str) -> Path | None:
+    return next((root / name for root in INCLUDED if (root / name).exists()), None)
+
+
+def _with_includes(names: Sequence[str]) -> dict[str, Path]:
+    """The files of those names and what they include of ours."""
+    files: dict[str, Path] = {}
+    remaining = list(names)
+    while remaining:
+        name = remaining.pop()
+        path = _find(name)
+        if name not in files and path is not None:
+            files[name] = path
+            remaining += re.findall(r'^#include "(.+)"', path.read_text(), re.MULTILINE)
+    return files
+
+
+def _translation_unit(source: str, launcher: str, args: type[ctypes.Structure], files: dict[str, Path]) -> str:
+    """C++ that includes an op's files and tells the driver what it may call."""
     op = Path(source).stem
     cpp_args = "".join(word.capitalize() for word in op.split("_")) + "Args"
-    lines = [f'#include "{source}"']
-    launcher = folder / "launch.hpp"
-    host = launcher.read_text() if launcher.exists() else ""
-    if host:
-        lines.append(f'#include "{Path(source).parent}/launch.hpp"')
+    texts = {name: path.read_text() for name, path in files.items()}
+    dynamic = {name for text in texts.values() for name in re.findall(r"extern __shared__ [^;]*?(\w+)\[\];", text)}
+    assert len(dynamic) <= 1, f"{source} gives dynamic shared memory more than one name: {dynamic}"
+
+    lines = [f'#include "{name}"' for name in (source, launcher) if name in files]
     lines.append("namespace edge_mrcnn {")
     lines += [f"static_assert({check});" for check in _layout_checks(cpp_args, args)]
-    workspace = f"[](void const* args) {{ return cuda_on_cpu::workspace_of({op}_workspace, args); }}"
-    launch = (
-        "[](void const* args, int dtype, cudaStream_t) "
-        f"{{ return cuda_on_cpu::launch_with(launch_{op}, args, dtype); }}"
-    )
-    functions = [
-        code if re.search(rf"\b{name}\b", host) else "nullptr"
-        for name, code in ((f"{op}_workspace", workspace), (f"launch_{op}", launch))
-    ]
-    dynamic = re.search(r"extern\s+__shared__\s[^;]*?(\w+)\s*\[\s*\]", (folder / Path(source).name).read_text())
-    if dynamic:
-        lines.append(f"alignas(16) thread_local unsigned char {dynamic[1]}[{MAX_SHARED_BYTES}];")
-    functions.append(f"[] {{ return {dynamic[1]}; }}" if dynamic else "nullptr")
-    lines.append("}\nusing namespace edge_mrcnn;")
-    members = [f"sizeof({cpp_args})", f"cuda_on_cpu::call<{cpp_args}>", *functions]
-    lines.append(f'extern "C" cuda_on_cpu::Op const cuda_on_cpu_op{{{", ".join(members)}}};\n')
+    lines += [f"alignas(16) thread_local unsigned char {name}[{MAX_SHARED_BYTES}];" for name in dynamic]
+    calls = {
+        f"{op}_workspace": "[](void const* args) { return cuda_on_cpu::workspace_of(NAME, args); }",
+        f"launch_{op}": "[](void const* args, int dtype) { return cuda_on_cpu::launch_with(NAME, args, dtype); }",
+    }
+    members = [f"sizeof({cpp_args})", f"cuda_on_cpu::call<{cpp_args}>"]
+    for name, call in calls.items():
+        exists = re.search(rf"\b{name}\b", texts.get(launcher, ""))
+        members.append(call.replace("NAME", name) if exists else "nullptr")
+    members.append(f"[] {{ return {dynamic.pop()}; }}" if dynamic else "nullptr")
+    lines.append('extern "C" cuda_on_cpu::Op const cuda_on_cpu_op{')
+    lines += [f"    {member}," for member in members]
+    lines += ["};", "}", ""]
     return "\n".join(lines)
 
 
-def _layout_checks(cpp: str, structure: type[ctypes.Structure], path: str = "") -> Iterator[str]:
+def _layout_checks(cpp: str, structure: type[ctypes.Structure], path: str = "", base: int = 0) -> Iterator[str]:
     """Conditions under which the C++ structure lies in memory as the ctypes one does."""
     if not path:
-        yield f'sizeof({cpp}) == {ctypes.sizeof(structure)}, "sizeof({cpp}): Python says {ctypes.sizeof(structure)}"'
+        size = ctypes.sizeof(structure)
+        yield f'sizeof({cpp}) == {size}, "{cpp}: Python has {size} bytes"'
     for name, kind, *_ in structure._fields_:
-        field: Any = getattr(structure, name)
-        within = f"{path}{name}"
-        # The offset within the nested structure adds up in the compiler's offsetof, not in ctypes: compare differences.
-        start = f"offsetof({cpp}, {path.rpartition('.')[0]})" if path else "0"
-        for what, cpp_value, value in (
-            ("offsetof", f"offsetof({cpp}, {within}) - {start}", field.offset),
-            (
-                "sizeof",
-                f"sizeof({cpp}::{within})" if not path else f"sizeof(std::declval<{cpp}>().{within})",
-                field.size,
-            ),
-        ):
-            yield f'{cpp_value} == {value}, "{what} {cpp}.{within}: Python says {value}"'
-        element = kind._type_ if issubclass(kind, ctypes.Array) else kind
-        if issubclass(element, ctypes.Structure):
-            yield from _layout_checks(cpp, element, f"{within}[0]." if element is not kind else f"{within}.")
+        member, field = path + name, getattr(structure, name)
+        offset, size = base + field.offset, field.size
+        yield (
+            f"offsetof({cpp}, {member}) == {offset} && sizeof({cpp}::{member}) == {size}, "
+            f'"{cpp}::{member}: Python has {size} bytes at {offset}"'
+        )
+        while issubclass(kind, ctypes.Array):
+            kind, member = kind._type_, f"{member}[0]"
+        if issubclass(kind, ctypes.Structure):
+            yield from _layout_checks(cpp, kind, f"{member}.", offset)
 
 
-# ---- Running ----------------------------------------------------------------------------------------------------------
+# ---- Running --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -343,32 +338,31 @@ class Executor:
 
     def _request(self, command: str, words: Sequence[object], content: bytes = b"") -> bytes:
         """What driver.cpp answers."""
-        pipe_in, pipe_out = self._process.stdin, self._process.stdout
-        assert pipe_in is not None and pipe_out is not None
+        requests, replies = self._process.stdin, self._process.stdout
+        if requests is None or replies is None or requests.closed:
+            raise ValueError("the executor is closed")
         watch = threading.Timer(TIMEOUT_S, self._process.kill)
         watch.start()
         try:
-            pipe_in.write(" ".join(map(str, (command, len(content), *words))).encode() + b"\n" + content)
-            pipe_in.flush()
-            status, _, rest = pipe_out.readline().decode().strip().partition(" ")
+            requests.write(" ".join(map(str, (command, len(content), *words))).encode() + b"\n" + content)
+            requests.flush()
+            status, _, rest = replies.readline().decode().strip().partition(" ")
             if status == "ok":
-                return pipe_out.read(int(rest))
+                return replies.read(int(rest))
         except BrokenPipeError:
             status = rest = ""
         finally:
             watch.cancel()
-        if status == "error":
-            raise KernelError(rest)
-        raise KernelError(self._last_words())
+        raise KernelError(rest if status == "error" else self._last_words())
 
     def _last_words(self) -> str:
         """Report of a process that has ended."""
         code = self._process.wait()
         self._report.seek(0)
         report = self._report.read().decode(errors="replace")
-        return (
-            report or f"the kernels ran longer than {TIMEOUT_S:.0f} s" if code == -9 else report or f"exit code {code}"
-        )
+        if code == -signal.SIGKILL:
+            report += f"killed after {TIMEOUT_S:.0f} s: a thread waits in a loop for what never comes"
+        return report or f"the process ended with {code}"
 
 
 def _garbage(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:

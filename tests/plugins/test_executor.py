@@ -1,0 +1,309 @@
+"""The executor: right kernels give right results in every order of threads, wrong ones are caught."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from edge_mrcnn.gpu.launches import Launch, Map
+from tests.plugins import executor
+from tests.plugins.executor import Array, Executor, KernelError, Kernels, Launched, compile_kernels
+
+FAULTS = "planted/faults.cuh"
+CORRECT = "planted/correct.cuh"
+TWO_LAUNCHES = "planted/two_launches/two_launches.cuh"
+SEEDS = range(8)
+BLOCKS = (1, 31, 32, 33, 64, 200, 256, 1024)
+
+
+class FaultsArgs(ctypes.Structure):
+    _fields_: ClassVar = [("in", ctypes.c_void_p), ("out", ctypes.c_void_p), ("number", ctypes.c_int)]
+
+
+class CorrectArgs(ctypes.Structure):
+    _fields_: ClassVar = [("in", ctypes.c_void_p), ("out", ctypes.c_void_p), ("count", ctypes.c_int)]
+
+
+class TwoLaunchesArgs(ctypes.Structure):
+    _fields_: ClassVar = [
+        ("map", Map),
+        ("in", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("workspace", ctypes.c_void_p),
+        ("rows", ctypes.c_int),
+        ("columns", ctypes.c_int),
+        ("factors", ctypes.c_float * 3),
+    ]
+
+
+@pytest.fixture(scope="module")
+def faults() -> Kernels:
+    return compile_kernels(FAULTS, FaultsArgs)
+
+
+@pytest.fixture(scope="module")
+def correct() -> Kernels:
+    return compile_kernels(CORRECT, CorrectArgs)
+
+
+@pytest.fixture(scope="module")
+def two_launches() -> Kernels:
+    return compile_kernels(TWO_LAUNCHES, TwoLaunchesArgs)
+
+
+def run_fault(kernels: Kernels, kernel: str, threads: int = 256, seed: int = 0, number: int = 9) -> np.ndarray:
+    """Output of one block on the numbers 1, 2, ...; 64 bytes of dynamic shared memory."""
+    with Executor(kernels, seed) as gpu:
+        numbers, out = gpu.array(np.arange(1, threads + 1, dtype=np.int32)), gpu.empty((threads,), "int32")
+        args = FaultsArgs(numbers.address, out.address, number)
+        gpu.run([Launch(FAULTS, kernel, (1, 1, 1), threads, args, 64)])
+        return out.read()
+
+
+# ---- Wrong kernels ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kernel", "threads", "number", "report"),
+    [
+        ("write_beyond_array", 7, 0, "WRITE of size 4"),
+        ("write_beyond_array", 1024, 0, "WRITE of size 4"),
+        ("read_before_array", 32, 0, "READ of size 4"),
+        ("write_beyond_dynamic_shared", 16, 0, "WRITE of size 4"),
+        ("write_beyond_static_shared", 9, 0, "index 8 out of bounds for type 'int [8]'"),
+        ("write_beyond_static_shared_by_pointer", 8, 9, "faults.cuh"),
+        ("write_beyond_local_array_after_barrier", 8, 9, "WRITE of size 4"),
+        ("signed_overflow", 8, 2**31 - 1, "signed integer overflow"),
+        ("bad_shift", 8, 32, "shift exponent 32 is too large"),
+        ("float_too_large_for_int", 8, 2**30, "is outside the range of representable values of type 'int'"),
+        ("misaligned_vector", 8, 0, "misaligned address"),
+        ("endless_recursion", 1, 2**30, "stack-overflow"),
+    ],
+)
+def test_sanitizer_reports_it_with_line_and_thread(
+    faults: Kernels, kernel: str, threads: int, number: int, report: str
+) -> None:
+    with pytest.raises(KernelError) as error:
+        run_fault(faults, kernel, threads, number=number)
+    assert report in str(error.value)
+    assert "faults.cuh:" in str(error.value)
+    assert f"in {kernel}, block (0, 0, 0), thread (" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "threads", "reports"),
+    [
+        (
+            "divergent_barrier",
+            64,
+            ["threads meet at different barriers", "16 of 64 threads wait at __syncthreads", "48 of 64 threads wait at"],
+        ),
+        ("barrier_that_some_skip", 64, ["16 of 64 threads wait at __syncthreads", "48 of 64 threads ended"]),
+        ("lanes_that_never_come", 64, ["32 of 64 threads wait at __shfl_sync with mask 0xffffffff", "__syncthreads"]),
+        ("lane_outside_its_mask", 32, ["is not in its own mask", "__any_sync with mask 0x0000ffff"]),
+        ("different_votes", 32, ["lanes of a warp meet at different operations", "__any_sync", "__all_sync"]),
+        ("masks_that_overlap", 32, ["__ballot_sync with mask 0xffffffff", "__ballot_sync with mask 0xfffffffe"]),
+    ],
+)
+def test_threads_that_wait_for_ever_are_reported(
+    faults: Kernels, kernel: str, threads: int, reports: list[str]
+) -> None:
+    for seed in SEEDS:
+        with pytest.raises(KernelError) as error:
+            run_fault(faults, kernel, threads, seed)
+        text = str(error.value)
+        assert all(report in text for report in [*reports, f"in {kernel}, block (0, 0, 0)", "the first is thread ("]), text
+        lines = {line.split("faults.cuh:")[1].split(";")[0] for line in text.splitlines() if "faults.cuh:" in line}
+        assert len(lines) == (2 if kernel in {"divergent_barrier", "different_votes", "lanes_that_never_come"} else 1), text
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_missing_synchronisation_gives_a_wrong_result_whatever_the_seed(faults: Kernels, seed: int) -> None:
+    numbers = np.arange(1, 257)
+    assert (run_fault(faults, "missing_barrier", seed=seed) != np.roll(numbers, -1) + 1).any()
+    assert (run_fault(faults, "missing_syncwarp", seed=seed) != numbers.reshape(-1, 32)[:, ::-1].ravel()).any()
+    assert run_fault(faults, "sum_without_atomic", seed=seed)[0] != numbers.sum()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_shared_memory_starts_as_garbage(faults: Kernels, seed: int) -> None:
+    np.testing.assert_array_equal(run_fault(faults, "uninitialised_shared", 32, seed), [255, -1] * 16)
+
+
+def test_shuffle_from_a_lane_outside_the_mask_gives_garbage(faults: Kernels) -> None:
+    np.testing.assert_array_equal(run_fault(faults, "shuffle_from_outside", 32), -1)
+
+
+def test_endless_loop_is_ended(faults: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor, "TIMEOUT_S", 0.5)
+    with pytest.raises(KernelError, match="a thread waits in a loop for what never comes"):
+        run_fault(faults, "endless_loop", 64)
+
+
+def test_same_seed_same_order(faults: Kernels) -> None:
+    first, again, other = (run_fault(faults, "missing_barrier", seed=seed) for seed in (5, 5, 6))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+# ---- Right kernels ----------------------------------------------------------------------------------------------------
+
+
+def run_correct(
+    kernels: Kernels, kernel: str, seed: int, values: np.ndarray, out: np.ndarray, block: int, **options: Any
+) -> np.ndarray:
+    """Output of the kernel, poisoned before where `out` is an empty array."""
+    grid, shared_bytes = options.get("grid", (1, 1, 1)), options.get("shared_bytes", 0)
+    with Executor(kernels, seed) as gpu:
+        numbers, result = gpu.array(values.astype(np.int32)), gpu.array(out.astype(np.int32))
+        args = CorrectArgs(numbers.address, result.address, values.size)
+        gpu.run([Launch(CORRECT, kernel, grid, block, args, shared_bytes)])
+        return result.read()
+
+
+def garbage(count: int) -> np.ndarray:
+    return np.full(count, -1, np.int32)
+
+
+@pytest.fixture
+def values() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 1000, 3000).astype(np.int32)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_sum_of_blocks(correct: Kernels, values: np.ndarray, block: int) -> None:
+    blocks = -(-values.size // block) if block > 1 else 100
+    used = values[: blocks * block]
+    expected = np.add.reduceat(used, np.arange(0, used.size, block))
+    for seed in SEEDS[:3]:
+        result = run_correct(correct, "block_sum", seed, used, garbage(blocks), block, grid=(blocks, 1, 1))
+        np.testing.assert_array_equal(result, expected)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_scan_and_partition_of_a_block(correct: Kernels, values: np.ndarray, block: int) -> None:
+    used, shared_bytes = values[:block], 4 * -(-block // 32)
+    for seed in SEEDS[:3]:
+        scanned = run_correct(correct, "block_scan", seed, used, garbage(block), block, shared_bytes=shared_bytes)
+        np.testing.assert_array_equal(scanned, np.cumsum(used))
+        parted = run_correct(correct, "partition_even", seed, used, garbage(block), block, shared_bytes=shared_bytes)
+        np.testing.assert_array_equal(parted, [*used[used % 2 == 0], *used[used % 2 == 1]])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_atomics_under_contention(correct: Kernels, values: np.ndarray, seed: int) -> None:
+    start = np.array([0] * 9 + [2**31 - 1, -1, 0, 0, 0])
+    result = run_correct(correct, "count_with_atomics", seed, values, start, 128, grid=(25, 1, 1))
+    np.testing.assert_array_equal(result[:8], np.bincount(values & 7, minlength=8))
+    assert list(result[8:12]) == [values.size, values.min(), values.max(), 255]
+    assert result[12:14].view(np.int64)[0] == values.size << 31
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_last_block_sees_all(correct: Kernels, seed: int) -> None:
+    result = run_correct(correct, "last_block", seed, garbage(1), np.zeros(2 + 9 * 64), 64, grid=(9, 1, 1))
+    assert result[1] == 9 * 64
+
+
+def test_grid_in_three_dimensions(correct: Kernels) -> None:
+    result = run_correct(correct, "write_indices", 0, garbage(1), garbage(4 * 3 * 2 * 5), 5, grid=(4, 3, 2))
+    z, y, x, thread = np.indices((2, 3, 4, 5))
+    np.testing.assert_array_equal(result.reshape(2, 3, 4, 5), x + 10 * y + 100 * z + 1000 * thread)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_warp_operations_under_uniform_branches(correct: Kernels, values: np.ndarray, seed: int) -> None:
+    used = values[:256].copy()
+    used[70] = -5  # in an even warp
+    expected = np.empty(256, int)
+    for warp, numbers in enumerate(used.reshape(8, 32)):
+        if warp % 2 == 0:
+            new = np.full(32, -1) if (numbers < 0).any() else numbers[np.arange(32) ^ 1]
+            new = new + new[np.where(np.arange(32) < 16, 15, 16)]
+        else:
+            new = numbers.reshape(4, 8)[:, 3].repeat(8) * 3
+        expected[warp * 32 :][:32] = new
+    expected = expected * 4 + 2 * (expected < 0).any() + (expected < 1000).all()
+    result = run_correct(correct, "nested_warp_operations", seed, used, garbage(256), 256)
+    np.testing.assert_array_equal(result, expected)
+
+
+# ---- The Python side --------------------------------------------------------------------------------------------------
+
+
+def two_launches_args(gpu: Executor, values: np.ndarray) -> tuple[TwoLaunchesArgs, Array]:
+    rows, columns = values.shape
+    out = gpu.empty(values.shape, "float32")
+    workspace = gpu.workspace(values.nbytes)
+    args = TwoLaunchesArgs(Map(), gpu.array(values).address, out.address, workspace, rows, columns, (1, 2, 3))
+    return args, out
+
+
+def test_launcher_runs_and_is_logged(two_launches: Kernels) -> None:
+    values = np.random.default_rng(0).random((7, 100), np.float32)
+    plan = [("scale_rows", 0), ("reverse_rows", 400)]
+    with Executor(two_launches) as gpu:
+        args, out = two_launches_args(gpu, values)
+        assert gpu.workspace_bytes(args) == values.nbytes
+        launched = gpu.launch_host(args, "float32")
+        by_launcher = out.read()
+        launches = [Launch(TWO_LAUNCHES, name, (7, 1, 1), 64, args, shared) for name, shared in plan]
+        gpu.run(launches)
+        np.testing.assert_array_equal(out.read(), by_launcher)
+    assert launched == [Launched.of(launch) for launch in launches]
+    factors = np.array([1, 2, 3], np.float32)[np.arange(100) % 3]
+    np.testing.assert_array_equal(by_launcher, (values * factors)[:, ::-1])
+
+
+def test_errors_of_a_launch(two_launches: Kernels) -> None:
+    with Executor(two_launches) as gpu:
+        args, _ = two_launches_args(gpu, np.zeros((2, 3), np.float32))
+        for launch, error in (
+            (Launch(TWO_LAUNCHES, "no_such_kernel", (1, 1, 1), 64, args), "there is no kernel no_such_kernel"),
+            (Launch(TWO_LAUNCHES, "scale_rows", (0, 1, 1), 64, args), "CUDA error 9"),
+            (Launch(TWO_LAUNCHES, "scale_rows", (1, 65536, 1), 64, args), "CUDA error 9"),
+            (Launch(TWO_LAUNCHES, "scale_rows", (1, 1, 1), 1025, args), "CUDA error 9"),
+            (Launch(TWO_LAUNCHES, "scale_rows", (1, 1, 1), 64, args, 48 * 1024 + 1), "CUDA error 1"),
+        ):
+            with pytest.raises(KernelError, match=error):
+                gpu.run([launch])
+        with pytest.raises(KernelError, match="the launcher returned CUDA error 1"):
+            gpu.launch_host(args, "float16")
+
+
+def test_arrays_come_back_as_they_went(correct: Kernels) -> None:
+    with Executor(correct) as gpu:
+        for shape, dtype, layout in (
+            ((2, 3, 4, 5), "float16", "linear"),
+            ((2, 3, 4, 5), "float16", "hwc8"),
+            ((2, 16, 4, 5), "float16", "hwc8"),
+            ((0, 4), "float32", "linear"),
+            ((7,), "uint8", "linear"),
+        ):
+            values = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
+            array = gpu.array(values, layout)
+            assert array.tensor.shape == shape
+            assert array.address % 256 == 0
+            np.testing.assert_array_equal(array.read(), values)
+        assert np.isnan(gpu.empty((3, 1, 2, 2), "float16", "hwc8").read()).all()
+
+
+def test_structures_that_differ_do_not_compile() -> None:
+    class FaultsArgs(ctypes.Structure):
+        _fields_: ClassVar = [("out", ctypes.c_void_p), ("in", ctypes.c_void_p), ("number", ctypes.c_int)]
+
+    if not executor.shutil.which(executor.COMPILER):
+        pytest.skip("no compiler")
+    with pytest.raises(AssertionError, match="FaultsArgs::out: Python has 8 bytes at 0"):
+        compile_kernels(FAULTS, FaultsArgs)
+
+
+def test_without_a_compiler_tests_skip(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor, "COMPILER", "no-such-compiler")
+    with pytest.raises(pytest.skip.Exception, match="no-such-compiler is not installed"):
+        compile_kernels(FAULTS, FaultsArgs)
