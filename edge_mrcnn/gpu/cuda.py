@@ -1,4 +1,6 @@
-"""A thin typed layer over `cuda.bindings.driver`: context, streams, events, kernels, graphs (`memory.py` has the rest).
+"""A thin typed layer over `cuda.bindings.driver`: context, streams, events, modules, graphs.
+
+`memory.py` has the memory, `launcher.py` the launches, by the same rules.
 
 Every call is one of the driver's, and every failure an `EngineError` that says what was attempted, how it failed and
 what to do. Each owner has `close()`, is a context manager, and may be closed twice. Nothing is freed behind one's back,
@@ -11,7 +13,6 @@ rest (copies, launches, events, graphs), which happens per frame, the caller put
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import importlib
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,6 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from edge_mrcnn.errors import EngineError
-from edge_mrcnn.gpu.launches import Launch
 
 INSTALL = (
     "pip install 'edge-mrcnn[gpu-cu13]', or 'edge-mrcnn[gpu-cu12]' where the driver is of CUDA 12 (JetPack 6); "
@@ -160,24 +160,34 @@ class Context(_Owner):
     """The primary context of a GPU, the one that torch, CuPy, PyCUDA's `autoprimaryctx` and the CUDA runtime use.
 
     So arrays of theirs can be read, and their current context is left as it was.
+
+    Attributes:
+        primary: False where `current` found another one.
     """
 
     def __init__(self, ordinal: int = 0) -> None:
         self._device = check(driver().cuDeviceGet(ordinal), f"find GPU {ordinal}")
-        self._primary = True
+        self.primary = True
         super().__init__(int(check(driver().cuDevicePrimaryCtxRetain(self._device), f"open GPU {ordinal}")))
 
     @classmethod
     def current(cls) -> Context:
-        """The context of the calling thread, whoever made it; closing this leaves it alone.
+        """The context of the calling thread, whoever made it.
+
+        The primary one stays open until this is closed; of another, its maker decides, and closing this does nothing.
 
         Raises:
             EngineError: The thread has none.
         """
+        doing = "find the thread's CUDA context"
         found = cls.__new__(cls)
-        found._device = check(driver().cuCtxGetDevice(), "find the thread's context")
-        found._primary = False
-        _Owner.__init__(found, int(check(driver().cuCtxGetCurrent(), "find the thread's context")))
+        found._device = check(driver().cuCtxGetDevice(), doing)
+        handle = int(check(driver().cuCtxGetCurrent(), doing))
+        _, active = check(driver().cuDevicePrimaryCtxGetState(found._device), doing)
+        found.primary = bool(active) and int(check(driver().cuDevicePrimaryCtxRetain(found._device), doing)) == handle
+        if active and not found.primary:
+            check(driver().cuDevicePrimaryCtxRelease(found._device), doing)
+        _Owner.__init__(found, handle)
         return found
 
     @property
@@ -224,7 +234,7 @@ class Context(_Owner):
         return int(check(driver().cuDeviceGetAttribute(attribute, self._device), "ask for a property of the GPU"))
 
     def _free(self, handle: int) -> None:
-        if self._primary:
+        if self.primary:
             check(driver().cuDevicePrimaryCtxRelease(self._device), "close the GPU's context")
 
 
@@ -377,18 +387,3 @@ class Graph(Owned):
         if handle:
             with self.context.activate():
                 check(driver().cuGraphExecDestroy(handle), "close a CUDA graph")
-
-
-def launch_kernel(kernel: int, launch: Launch, stream: int) -> None:
-    """Give one kernel launch to a stream.
-
-    Args:
-        kernel: What `Module.kernel` gave for `launch.kernel`.
-        launch: Its grid, block and parameter; copied by the driver before this returns.
-        stream: Handle of the stream.
-    """
-    parameters = (ctypes.c_void_p * 1)(ctypes.addressof(launch.args))
-    result = driver().cuLaunchKernel(
-        kernel, *launch.grid, launch.block, 1, 1, launch.shared_bytes, stream, ctypes.addressof(parameters), 0
-    )
-    check(result, f"launch {launch.kernel} with grid {launch.grid}")
