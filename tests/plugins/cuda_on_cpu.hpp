@@ -1,10 +1,10 @@
 // Runs CUDA kernels on a CPU, for the tests: what nvcc gives a kernel without any include. The kernel's source is
 // compiled as it is, behind `-include cuda_on_cpu.hpp`, with AddressSanitizer and UndefinedBehaviorSanitizer.
 //
-// A block's threads are fibers of one CPU thread; driver.cpp switches them. A thread runs until it waits at a barrier
-// or a warp operation, or is interrupted at a random basic block (-fsanitize-coverage=trace-pc), at random before and
-// after an atomic; the next one is drawn at random. Blocks run one after the other in random order. Shared memory is
-// filled with 0xff (NaN, -1) before each block, dynamic shared memory has the size the launch asks for.
+// A block's threads are fibers of one CPU thread; driver/scheduler.cpp switches them. A thread runs until it waits at a
+// barrier or a warp operation, or is interrupted at a random basic block (-fsanitize-coverage=trace-pc), at random
+// before and after an atomic; the next one is drawn at random. Blocks run one after the other in random order. Shared
+// memory is filled with 0xff (NaN, -1) before each block, dynamic shared memory has the size the launch asks for.
 //
 // What it cannot see: races between blocks (they never overlap); a race that needs a weaker memory order than a CPU's
 // or a store cut in two; an access past static shared memory through a pointer that has lost the array's size (past an
@@ -64,7 +64,7 @@ inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline uint3 make_uint3(unsigned x, unsigned y, unsigned z) { return {x, y, z}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
-// The driver sets them whenever it switches to a thread.
+// The scheduler sets them whenever it switches to a thread.
 inline uint3 threadIdx, blockIdx;
 inline dim3 blockDim, gridDim;
 constexpr int warpSize = 32;
@@ -94,6 +94,9 @@ WarpResult sync_warp(Site site, unsigned mask, bool predicate, uint64_t value, u
 
 //! A place where another thread may be let in.
 void interrupt();
+
+//! Orders the thread's stores before what it does next, for the other blocks.
+void fence();
 
 inline unsigned lane() { return (threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z)) % warpSize; }
 
@@ -204,7 +207,7 @@ T atomicCAS(T* p, typename cuda_on_cpu::Same<T>::Type compare, typename cuda_on_
     return cuda_on_cpu::atomic_update(p, [=](T old) { return old == compare ? x : old; });
 }
 
-inline void __threadfence() { cuda_on_cpu::interrupt(); }
+inline void __threadfence() { cuda_on_cpu::fence(); }
 inline void __threadfence_block() { cuda_on_cpu::interrupt(); }
 
 template <typename T>

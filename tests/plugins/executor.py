@@ -47,6 +47,7 @@ from edge_mrcnn.gpu.launches import Launch, Layout, Tensor, round_up
 
 HERE = Path(__file__).parent
 PLUGINS = HERE.parents[1] / "plugins"
+DRIVER = HERE / "driver"
 HEADER = HERE / "cuda_on_cpu.hpp"
 INCLUDED = (PLUGINS, HERE)
 COMPILER = os.environ.get("CXX", "g++")
@@ -102,12 +103,17 @@ def compile_kernels(source: str, args: type[ctypes.Structure]) -> Kernels:
     """
     if shutil.which(COMPILER) is None:
         pytest.skip(f"{COMPILER} is not installed: the kernels do not run on the CPU")
-    driver = _build(".o", ["-O2", "-c", HERE / "driver.cpp"], [HERE / "driver.cpp", HEADER])
+    if _find(source) is None:
+        raise FileNotFoundError(f"{source} is not below {PLUGINS}")
+    drivers = sorted(DRIVER.glob("*.cpp"))
+    driver = [_build(".o", ["-O2", "-c", file], [file, HEADER, *sorted(DRIVER.glob("*.hpp"))]) for file in drivers]
     launcher = Path(source).with_name("launch.hpp").as_posix()
     files = _with_includes([source, launcher] if _find(launcher) else [source])
     unit = _build(".cpp", _translation_unit(source, launcher, args, files))
     options = [*KERNEL_FLAGS, *(f"-I{root}" for root in INCLUDED), "-include", HEADER]
-    program = _build("", [*options, unit, driver, "-rdynamic", "-ldl", "-lpthread"], [*files.values(), HEADER, driver])
+    program = _build(
+        "", [*options, unit, *driver, "-rdynamic", "-ldl", "-lpthread"], [*files.values(), HEADER, *driver]
+    )
     return Kernels(source, program, ctypes.sizeof(args))
 
 
@@ -337,7 +343,7 @@ class Executor:
         return bytes(args)
 
     def _request(self, command: str, words: Sequence[object], content: bytes = b"") -> bytes:
-        """What driver.cpp answers."""
+        """What the driver answers."""
         requests, replies = self._process.stdin, self._process.stdout
         if requests is None or replies is None or requests.closed:
             raise ValueError("the executor is closed")

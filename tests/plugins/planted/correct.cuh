@@ -46,7 +46,8 @@ extern "C" __global__ void __launch_bounds__(1024) block_scan(CorrectArgs args) 
     if (lane == kWarp - 1 || threadIdx.x == blockDim.x - 1) warp_sums[warp] = sum;
     __syncthreads();
     int before = 0;
-    for (uint i = 0; i < warp; ++i) before += warp_sums[i];
+    for (uint i = 0; i < warp; ++i)
+        before += warp_sums[i];
     args.out[threadIdx.x] = before + sum;
 }
 
@@ -60,7 +61,8 @@ extern "C" __global__ void __launch_bounds__(1024) partition_even(CorrectArgs ar
     if (lane == 0) evens_of_warp[warp] = __popc(evens);
     int const total = __syncthreads_count(number % 2 == 0);
     int before = __popc(evens & ((1u << lane) - 1));
-    for (uint i = 0; i < warp; ++i) before += evens_of_warp[i];
+    for (uint i = 0; i < warp; ++i)
+        before += evens_of_warp[i];
     args.out[number % 2 == 0 ? before : total + int(threadIdx.x) - before] = number;
 }
 
@@ -92,14 +94,16 @@ extern "C" __global__ void last_block(CorrectArgs args) {
     __syncthreads();
     if (!is_last) return;
     int found = 0;
-    for (uint i = threadIdx.x; i < gridDim.x * blockDim.x; i += blockDim.x) found += args.out[2 + i];
+    for (uint i = threadIdx.x; i < gridDim.x * blockDim.x; i += blockDim.x)
+        found += args.out[2 + i];
     atomicAdd(args.out + 1, found);
 }
 
 // Each thread writes where it is: a grid and a block of three dimensions.
 extern "C" __global__ void write_indices(CorrectArgs args) {
     uint const block = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z);
-    args.out[block * blockDim.x + threadIdx.x] = int(blockIdx.x + 10 * blockIdx.y + 100 * blockIdx.z + 1000 * threadIdx.x);
+    args.out[block * blockDim.x + threadIdx.x] =
+        int(blockIdx.x + 10 * blockIdx.y + 100 * blockIdx.z + 1000 * threadIdx.x);
 }
 
 // Warp operations under branches that whole warps take, halves of warps with masks of their own, segments of 8 lanes.
@@ -107,8 +111,10 @@ extern "C" __global__ void nested_warp_operations(CorrectArgs args) {
     uint const lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
     int number = args.in[threadIdx.x];
     if (warp % 2 == 0) {
-        if (__any_sync(kAllLanes, number < 0)) number = -1;
-        else number = __shfl_xor_sync(kAllLanes, number, 1);
+        if (__any_sync(kAllLanes, number < 0))
+            number = -1;
+        else
+            number = __shfl_xor_sync(kAllLanes, number, 1);
         if (lane < 16) {
             number += __shfl_sync(0x0000ffffu, number, 15);
         } else {

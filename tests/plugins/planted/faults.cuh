@@ -30,7 +30,8 @@ struct Row {
 };
 
 __device__ void fill(int* numbers, int count) {
-    for (int i = 0; i < count; ++i) numbers[i] = i;
+    for (int i = 0; i < count; ++i)
+        numbers[i] = i;
 }
 
 extern "C" __global__ void write_beyond_static_shared(FaultsArgs args) {
@@ -120,7 +121,9 @@ extern "C" __global__ void shuffle_from_outside(FaultsArgs args) {
     if (threadIdx.x < 16) args.out[threadIdx.x] = __shfl_sync(0xffff, args.in[threadIdx.x], 16);
 }
 
-extern "C" __global__ void signed_overflow(FaultsArgs args) { args.out[threadIdx.x] = args.in[threadIdx.x] + args.number; }
+extern "C" __global__ void signed_overflow(FaultsArgs args) {
+    args.out[threadIdx.x] = args.in[threadIdx.x] + args.number;
+}
 
 extern "C" __global__ void bad_shift(FaultsArgs args) { args.out[threadIdx.x] = args.in[threadIdx.x] << args.number; }
 
