@@ -153,7 +153,8 @@ class _Owner:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with contextlib.suppress(EngineError if error is not None else ()):  # lest it hide the reason
+        hidden = () if error is None else (EngineError,)  # lest it hide the reason
+        with contextlib.suppress(*hidden):
             self.close()
 
 
