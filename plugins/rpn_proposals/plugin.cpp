@@ -64,6 +64,10 @@ struct RpnProposals {
             args.stride_y[i] = stride(i, in[1].size(2), args.objectness[i].height);
             args.stride_x[i] = stride(i, in[1].size(3), args.objectness[i].width);
         }
+        int const channels = args.objectness[0].channels;
+        require(static_cast<size_t>(4 * levels() * channels) == cell_anchors.size(),
+                "has " + std::to_string(channels) + " objectness channels, and cell_anchors are " +
+                    std::to_string(cell_anchors.size()) + " numbers for " + std::to_string(levels()) + " levels");
         args.coder = make_coder(box_weights, bbox_xform_clip, min_size);
         args.nms_threshold = nms_threshold;
         args.score_threshold = score_threshold;
