@@ -202,6 +202,6 @@ def _may_be_tensorrt(annotation: ast.expr | None) -> bool:
 def _is_opaque(value: ast.expr) -> bool:
     """Whether the value comes from somewhere else in our code, and so may be TensorRT's."""
     if not isinstance(value, ast.Call):
-        return isinstance(value, (ast.Attribute, ast.Subscript))
+        return isinstance(value, ast.Subscript)
     name = value.func.attr if isinstance(value.func, ast.Attribute) else getattr(value.func, "id", "")
     return not name.lstrip("_")[:1].isupper()
