@@ -1,14 +1,16 @@
 // Runs CUDA kernels on a CPU, for the tests: what nvcc gives a kernel without any include. The kernel's source is
-// compiled as it is, behind `-include cuda_on_cpu.hpp`, with AddressSanitizer and UndefinedBehaviorSanitizer.
+// compiled as it is, behind `-include cuda_on_cpu.hpp`, into two programs: one with AddressSanitizer and
+// UndefinedBehaviorSanitizer, one that finds data races (driver/races.cpp).
 //
-// A block's threads are fibers of one CPU thread; driver/scheduler.cpp switches them. A thread runs until it waits at a
-// barrier or a warp operation, or is interrupted at a random basic block (-fsanitize-coverage=trace-pc), at random
-// before and after an atomic; the next one is drawn at random. Blocks run one after the other in random order. Shared
-// memory is filled with 0xff (NaN, -1) before each block, dynamic shared memory has the size the launch asks for.
+// A block's threads are fibers of one CPU thread (driver/scheduler.cpp). One runs until it waits at a barrier or a warp
+// operation, then another is drawn at random; the sanitized program also interrupts threads at random basic blocks and
+// around atomics. Blocks run one after the other in random order. Shared memory is full of garbage (0xff: NaN, -1)
+// before each block, and what the kernel does not have of it may not be touched.
 //
-// What it cannot see: races between blocks (they never overlap); a race that needs a weaker memory order than a CPU's
-// or a store cut in two; an access past static shared memory through a pointer that has lost the array's size (past an
-// array whose size the compiler knows is seen); bank conflicts, occupancy, registers; the GPU's rounding of expf.
+// What cannot be seen: stores that become visible to others late or out of order, as a GPU's may (races.cpp asks for
+// __threadfence between blocks, for nothing within one); blocks that wait for each other (they would wait for ever);
+// an access that goes from one array into another of the same structure through a plain pointer; divergence that CUDA
+// allows but that is slow; bank conflicts, occupancy, registers; how the GPU rounds expf and exp2f.
 #pragma once
 
 #include <cmath>
@@ -22,7 +24,7 @@
 #define __global__
 #define __device__
 #define __host__
-#define __forceinline__ inline
+#define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #define __align__(bytes) __attribute__((aligned(bytes)))
 #define __constant__ const
@@ -174,7 +176,7 @@ struct Same {
 };
 
 template <typename T, typename F>
-T atomic_update(T* p, F update) {
+__forceinline__ T atomic_update(T* p, F update) {
     static_assert(std::is_integral_v<T> && sizeof(T) >= 4, "CUDA's atomics here are of 4 and 8 byte integers");
     interrupt();
     T old = __atomic_load_n(p, __ATOMIC_RELAXED);
@@ -188,7 +190,7 @@ T atomic_update(T* p, F update) {
 
 #define CUDA_ON_CPU_ATOMIC(name, expression)                                          \
     template <typename T>                                                             \
-    T name(T* p, typename cuda_on_cpu::Same<T>::Type x) {                             \
+    __forceinline__ T name(T* p, typename cuda_on_cpu::Same<T>::Type x) {             \
         return cuda_on_cpu::atomic_update(p, [x](T old) -> T { return expression; }); \
     }
 CUDA_ON_CPU_ATOMIC(atomicMin, old < x ? old : x)
@@ -203,7 +205,7 @@ CUDA_ON_CPU_ATOMIC(atomicSub, T(std::make_unsigned_t<T>(old) - std::make_unsigne
 #undef CUDA_ON_CPU_ATOMIC
 
 template <typename T>
-T atomicCAS(T* p, typename cuda_on_cpu::Same<T>::Type compare, typename cuda_on_cpu::Same<T>::Type x) {
+__forceinline__ T atomicCAS(T* p, typename cuda_on_cpu::Same<T>::Type compare, typename cuda_on_cpu::Same<T>::Type x) {
     return cuda_on_cpu::atomic_update(p, [=](T old) { return old == compare ? x : old; });
 }
 

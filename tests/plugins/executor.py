@@ -14,8 +14,13 @@
 
 Every array has its own memory of exactly its size. What a kernel does wrong (an access beyond an array or beyond the
 shared memory that the launch asks for, undefined behaviour, a barrier that not all threads of the block reach) raises
-`KernelError` with the report; the executor is closed then. The seed decides the order of threads and blocks: results
-must not depend on it.
+`KernelError` with the report, and the process is gone. The seed decides the order of threads and blocks: results must
+not depend on it.
+
+    compile_kernels(..., check="races")  # the same with another program: missing barriers, blocks that share elements
+
+raises `KernelError` where two threads touch a byte, one of them stores, and nothing orders the two; whatever the order
+in which they ran, so one seed will do.
 
 `compile_kernels` also holds the ctypes structure to the C++ one: size, and offset and size of every field, also of
 structures within. The C++ structure is named after the file: rpn_proposals.cuh has RpnProposalsArgs. A launcher is
@@ -37,7 +42,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -51,16 +56,26 @@ DRIVER = HERE / "driver"
 HEADER = HERE / "cuda_on_cpu.hpp"
 INCLUDED = (PLUGINS, HERE)
 COMPILER = os.environ.get("CXX", "g++")
-FLAGS = ("-std=c++17", "-g1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-ffp-contract=off")
+FLAGS = ("-std=c++17", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-ffp-contract=off")
 KERNEL_FLAGS = (
     "-O1",
-    "-fsanitize=address,undefined,float-cast-overflow",
-    "-fsanitize=bounds-strict",
-    "-fno-sanitize-recover=all",
-    "-fsanitize-coverage=trace-pc",  # where threads are interrupted
     "-fno-extern-tls-init",  # dynamic shared memory is an extern thread_local array
     "-Wno-maybe-uninitialized",  # false alarms under sanitizers
 )
+Check = Literal["memory", "races"]
+CHECKS: dict[Check, tuple[list[str], list[str]]] = {
+    "memory": (
+        [
+            "-fsanitize=address,undefined,float-cast-overflow",
+            "-fsanitize=bounds-strict",
+            "-fno-sanitize-recover=all",
+            "-fsanitize-coverage=trace-pc",  # where threads are interrupted
+        ],
+        ["-fsanitize=address,undefined"],
+    ),
+    "races": (["-fsanitize=thread"], []),  # driver/races.cpp is what it calls
+}
+"""Options for compiling kernels and for linking, by what is checked."""
 TIMEOUT_S = 120.0
 """A request that takes longer hangs."""
 MAX_SHARED_BYTES = 48 << 10
@@ -91,12 +106,13 @@ class Kernels:
     args_bytes: int
 
 
-def compile_kernels(source: str, args: type[ctypes.Structure]) -> Kernels:
-    """Compile an op's kernels, and its launcher where it has one, with sanitizers.
+def compile_kernels(source: str, args: type[ctypes.Structure], check: Check = "memory") -> Kernels:
+    """Compile an op's kernels, and its launcher where it has one.
 
     Args:
         source: The `.cuh` below `plugins/` (or below this folder).
         args: The structure that the kernels take; held to the C++ one.
+        check: What is checked while they run.
 
     Raises:
         AssertionError: The source does not compile, or the structures differ; with the compiler's messages.
@@ -105,15 +121,15 @@ def compile_kernels(source: str, args: type[ctypes.Structure]) -> Kernels:
         pytest.skip(f"{COMPILER} is not installed: the kernels do not run on the CPU")
     if _find(source) is None:
         raise FileNotFoundError(f"{source} is not below {PLUGINS}")
-    drivers = sorted(DRIVER.glob("*.cpp"))
-    driver = [_build(".o", ["-O2", "-c", file], [file, HEADER, *sorted(DRIVER.glob("*.hpp"))]) for file in drivers]
     launcher = Path(source).with_name("launch.hpp").as_posix()
     files = _with_includes([source, launcher] if _find(launcher) else [source])
     unit = _build(".cpp", _translation_unit(source, launcher, args, files))
-    options = [*KERNEL_FLAGS, *(f"-I{root}" for root in INCLUDED), "-include", HEADER]
-    program = _build(
-        "", [*options, unit, *driver, "-rdynamic", "-ldl", "-lpthread"], [*files.values(), HEADER, *driver]
-    )
+    checking, linking = CHECKS[check]
+    compiling = [*KERNEL_FLAGS, *checking, "-include", HEADER, *(f"-I{root}" for root in INCLUDED)]
+    objects = [_build(".o", [*compiling, "-c", unit], [HEADER, *files.values()])]
+    for file in sorted(DRIVER.glob("*.cpp")):
+        objects.append(_build(".o", ["-O2", "-c", file], [file, HEADER, *sorted(DRIVER.glob("*.hpp"))]))
+    program = _build("", [*linking, *objects, "-rdynamic", "-ldl", "-lpthread"], objects)
     return Kernels(source, program, ctypes.sizeof(args))
 
 

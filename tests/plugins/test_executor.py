@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import os
-from pathlib import Path
+import re
 from typing import Any, ClassVar
 
 import numpy as np
@@ -47,8 +46,13 @@ def faults() -> Kernels:
 
 
 @pytest.fixture(scope="module")
-def correct() -> Kernels:
-    return compile_kernels(CORRECT, CorrectArgs)
+def races() -> Kernels:
+    return compile_kernels(FAULTS, FaultsArgs, check="races")
+
+
+@pytest.fixture(scope="module", params=["memory", "races"])
+def correct(request: pytest.FixtureRequest) -> Kernels:
+    return compile_kernels(CORRECT, CorrectArgs, check=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -56,16 +60,18 @@ def two_launches() -> Kernels:
     return compile_kernels(TWO_LAUNCHES, TwoLaunchesArgs)
 
 
-def run_fault(kernels: Kernels, kernel: str, threads: int = 256, seed: int = 0, number: int = 9) -> np.ndarray:
-    """Output of one block on the numbers 1, 2, ...; 64 bytes of dynamic shared memory."""
+def run_fault(
+    kernels: Kernels, kernel: str, threads: int = 256, seed: int = 0, number: int = 9, blocks: int = 1
+) -> np.ndarray:
+    """Output for the numbers 1, 2, ...; blocks have 64 bytes of dynamic shared memory."""
     with Executor(kernels, seed) as gpu:
         numbers, out = gpu.array(np.arange(1, threads + 1, dtype=np.int32)), gpu.empty((threads,), "int32")
         args = FaultsArgs(numbers.address, out.address, number)
-        gpu.run([Launch(FAULTS, kernel, (1, 1, 1), threads, args, 64)])
+        gpu.run([Launch(FAULTS, kernel, (blocks, 1, 1), threads, args, 64)])
         return out.read()
 
 
-# ---- Wrong kernels ----------------------------------------------------------------------------------------------------
+# ---- Wrong kernels --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -139,6 +145,34 @@ def test_missing_synchronisation_gives_a_wrong_result_whatever_the_seed(faults: 
     assert (run_fault(faults, "missing_syncwarp", seed=seed) != numbers.reshape(-1, 32)[:, ::-1].ravel()).any()
 
 
+@pytest.mark.parametrize(
+    ("kernel", "blocks", "memory", "first", "second"),
+    [
+        ("missing_barrier", 1, "shared", "numbers[threadIdx.x] = ", "(threadIdx.x + 1) % blockDim.x]"),
+        ("missing_syncwarp", 1, "shared", "numbers[threadIdx.x] = ", "numbers[threadIdx.x ^ 31]"),
+        ("missing_second_barrier", 1, "shared", "tile[threadIdx.x] = ", "tile[blockDim.x - 1 - threadIdx.x]"),
+        ("sum_without_atomic", 1, "global", "args.out[0] += ", "args.out[0] += "),
+        ("atomic_and_plain_read", 1, "shared", "atomicAdd(&sum", "args.out[0] = sum"),
+        ("blocks_share_output", 2, "global", "args.out[threadIdx.x] = ", "args.out[threadIdx.x] = "),
+        ("last_block_without_fence", 3, "global", "args.out[1 + blockIdx.x] = ", "= args.out[1 + i]"),
+    ],
+)
+def test_races_are_found_whatever_the_seed(
+    races: Kernels, kernel: str, blocks: int, memory: str, first: str, second: str
+) -> None:
+    source = (executor.HERE / FAULTS).read_text().split(f"void {kernel}(")
+    for seed in SEEDS:
+        with pytest.raises(KernelError) as error:
+            run_fault(races, kernel, seed=seed, blocks=blocks, number=blocks - 2)  # the counter starts at -1
+        text = str(error.value)
+        assert f"data race in {kernel}, block (" in text
+        assert f"4 bytes of {memory} memory at" in text
+        lines = {
+            source[0].count("\n") + source[1][: source[1].index(place)].count("\n") + 1 for place in (first, second)
+        }
+        assert {int(line) for line in re.findall(r"faults\.cuh:(\d+)", text)} == lines
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_shared_memory_starts_as_garbage(faults: Kernels, seed: int) -> None:
     np.testing.assert_array_equal(run_fault(faults, "uninitialised_shared", 32, seed), [255, -1] * 16)
@@ -160,7 +194,7 @@ def test_same_seed_same_order(faults: Kernels) -> None:
     assert (first != other).any()
 
 
-# ---- Right kernels ----------------------------------------------------------------------------------------------------
+# ---- Right kernels --------------------------------------------------------------------------------------------------
 
 
 def run_correct(
@@ -242,7 +276,7 @@ def test_warp_operations_under_uniform_branches(correct: Kernels, values: np.nda
     np.testing.assert_array_equal(result, expected)
 
 
-# ---- The Python side --------------------------------------------------------------------------------------------------
+# ---- The Python side ------------------------------------------------------------------------------------------------
 
 
 def two_launches_args(gpu: Executor, values: np.ndarray) -> tuple[TwoLaunchesArgs, Array]:

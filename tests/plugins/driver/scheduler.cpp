@@ -49,6 +49,7 @@ struct Kernel {
 std::mt19937 engine;
 Stacks stacks(kMaxThreads);
 Fiber host;  // runs the launchers and serves requests
+SharedMemory shared;
 Kernel kernel;
 std::vector<std::unique_ptr<Thread>> threads;  // the first `thread_count` are the block's
 unsigned thread_count, arrived, ended;
@@ -184,6 +185,8 @@ int running_thread() { return current ? int(current->number) : -1; }
 
 bool on_stack(void const* p) { return stacks.contain(p); }
 
+bool in_shared_memory(void const* p) { return shared.contains(p); }
+
 std::string name_of_thread(unsigned number) { return "thread " + text(threads[number]->index); }
 
 void fail(std::string const& what, std::vector<std::string> const& details) {
@@ -247,7 +250,6 @@ WarpResult sync_warp(Site site, unsigned mask, bool predicate, uint64_t value, u
 
 cudaError_t run_grid(void* function, dim3 grid, dim3 block, size_t shared_bytes, void (*call)(void*, void const*),
                      void const* args) {
-    static SharedMemory shared;
     uint64_t const blocks = uint64_t(grid.x) * grid.y * grid.z, size = uint64_t(block.x) * block.y * block.z;
     if (blocks == 0 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) return cudaErrorInvalidConfiguration;
     if (size == 0 || size > kMaxThreads || block.z > 64) return cudaErrorInvalidConfiguration;

@@ -20,6 +20,8 @@ int running_thread();
 //! Whether the address lies on the stack of a thread.
 bool on_stack(void const* p);
 
+bool in_shared_memory(void const* p);
+
 //! Prints what is wrong, in which kernel and block, then the lines of details; ends the program.
 [[noreturn]] void fail(std::string const& what, std::vector<std::string> const& details);
 

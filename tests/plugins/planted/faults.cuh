@@ -63,12 +63,46 @@ extern "C" __global__ void missing_barrier(FaultsArgs args) {
     args.out[threadIdx.x] = numbers[(threadIdx.x + 1) % blockDim.x] + 1;
 }
 
-// Right: the sum of the numbers. Between reading a number and writing it back lies a branch.
+// Right: the sum of the numbers.
 extern "C" __global__ void sum_without_atomic(FaultsArgs args) {
     if (threadIdx.x == 0) args.out[0] = 0;
     __syncthreads();
-    int const old = args.out[0];
-    args.out[0] = args.in[threadIdx.x] > 0 ? old + args.in[threadIdx.x] : old;
+    args.out[0] += args.in[threadIdx.x];
+}
+
+// Nobody sees the sum before it is complete, but nothing says so.
+extern "C" __global__ void atomic_and_plain_read(FaultsArgs args) {
+    __shared__ int sum;
+    if (threadIdx.x == 0) sum = 0;
+    __syncthreads();
+    atomicAdd(&sum, args.in[threadIdx.x]);
+    if (threadIdx.x == 0) args.out[0] = sum;
+}
+
+// The barrier in the loop is passed before the tile is read to the end: one at the end of the loop is missing.
+extern "C" __global__ void missing_second_barrier(FaultsArgs args) {
+    __shared__ int tile[256];
+    int sum = 0;
+    for (int i = 0; i < 4; ++i) {
+        tile[threadIdx.x] = args.in[threadIdx.x] * i;
+        __syncthreads();
+        sum += tile[blockDim.x - 1 - threadIdx.x];
+    }
+    args.out[threadIdx.x] = sum;
+}
+
+// All blocks write the same elements, each its own number.
+extern "C" __global__ void blocks_share_output(FaultsArgs args) { args.out[threadIdx.x] = int(blockIdx.x); }
+
+// Right with a __threadfence between the two: the last block sums up what the others wrote.
+extern "C" __global__ void last_block_without_fence(FaultsArgs args) {
+    __shared__ int is_last;
+    if (threadIdx.x == 0) {
+        args.out[1 + blockIdx.x] = 1;
+        is_last = atomicAdd(args.out, 1) == args.number;
+        for (uint i = 0; i < gridDim.x && is_last; ++i)
+            args.out[1 + gridDim.x] = args.out[1 + i];
+    }
 }
 
 // Right: within each warp, the numbers turned around.
