@@ -6,6 +6,7 @@ no C++ compiler, no headers, and no GPU either.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib
@@ -132,8 +133,8 @@ def _compile(source: str, text: str, options: Any) -> tuple[bytes, str]:
     """Binary and log."""
     log = io.StringIO()
     try:
-        program = _cuda("cuda.core").Program(text, "c++", options)
-        binary = bytes(program.compile("cubin", logs=log).code)
+        with contextlib.closing(_cuda("cuda.core").Program(text, "c++", options)) as program:
+            binary = bytes(program.compile("cubin", logs=log).code)
     except Exception as error:  # NVRTCError of a module that is not public, or what loading the library raises
         nvrtc_version()  # says that NVRTC is missing, where that is the reason
         lines = [line for line in str(error).splitlines() if line.strip()]
