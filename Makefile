@@ -1,6 +1,7 @@
 # make demo    everything once on the bundled model: engines, annotated video, results (no torch, no GPU)
 # make check   between edits: lint and the tests that need no torch
 # make test    everything: installs torch and torchvision (about 5 GB), lints, runs all tests
+# make gpu-check   on a machine with an NVIDIA GPU: kernels against torchvision, times, engines; writes benchmarks/results
 # make clean   removes environments and what the targets made
 
 PYTHON ?= python3
@@ -19,7 +20,14 @@ COMPILER := bin:g++=g++
 
 SOURCES := 'plugins/*.cuh' 'plugins/*.hpp' 'plugins/*.cpp' 'plugins/*.cu' 'tests/plugins/*.cuh' 'tests/plugins/*.hpp' 'tests/plugins/*.cpp'
 
-.PHONY: demo check test lint clean
+# TensorRT's Python bindings alone, of the versions that are supported: a test holds what is called of TensorRT against
+# them. 10.3 has none for Python 3.13.
+BINDINGS := tensorrt-cu12-bindings==10.3.0 tensorrt-cu12-bindings==10.13.3.9 tensorrt-cu13-bindings==11.4.0.106
+
+# Of gpu-check: a Python with torch for CUDA. Nothing is installed into it.
+GPU_PYTHON ?= $(firstword $(wildcard .venv/bin/python) $(PYTHON))
+
+.PHONY: demo check test lint bindings gpu-check clean
 .DELETE_ON_ERROR:
 
 demo: .venv-demo/ready
@@ -27,10 +35,12 @@ demo: .venv-demo/ready
 
 check: .venv-check/ready
 	$(MAKE) --no-print-directory lint BIN=.venv-check/bin MYPY_FLAGS="--exclude edge_mrcnn/training --follow-imports silent"
+	$(MAKE) --no-print-directory bindings BIN=.venv-check/bin
 	.venv-check/bin/python -m pytest -q -m "not torch and not render and not gpu"
 
 test: .venv/ready
 	$(MAKE) --no-print-directory lint BIN=.venv/bin
+	$(MAKE) --no-print-directory bindings BIN=.venv/bin
 	.venv/bin/python -m pytest -m "not gpu"
 
 # BIN: where the tools are. Without torch its stubs are missing: `make check` leaves out the folder where it lives.
@@ -41,6 +51,16 @@ lint:
 	git ls-files -z -- $(SOURCES) | xargs -0 -r $(BIN)/clang-format --dry-run --Werror
 	$(BIN)/codespell
 	$(BIN)/mypy $(MYPY_FLAGS)
+
+bindings:
+	@for package in $(BINDINGS); do \
+	    folder=.venv-bindings/$(VERSION)/$${package##*==}; \
+	    test -d $$folder || $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $$folder $$package \
+	        || echo "no $$package for this Python: its test is skipped"; \
+	done
+
+gpu-check:
+	$(GPU_PYTHON) -m benchmarks.gpu_check
 
 .venv-demo/ready .venv-check/ready .venv/ready: pyproject.toml setup.py $(wildcard $(PINS))
 	@test -f $(PINS) || { echo "no pins for $(VERSION): use Python 3.10 to 3.13 (make PYTHON=python3.11 ...), or write them with constraints/update.py"; exit 1; }
@@ -53,4 +73,4 @@ lint:
 .venv/ready: EXTRAS = $(FULL),$(CUDA)
 
 clean:
-	rm -rf .venv .venv-demo .venv-check demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-demo .venv-check .venv-bindings demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache
