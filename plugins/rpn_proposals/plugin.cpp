@@ -12,7 +12,6 @@ struct RpnProposals {
                                              {"objectness", Dtype::kFeatures, 4, true},
                                              {"deltas", Dtype::kFeatures, 4, true}};
     static constexpr TensorSpec kOutputs[] = {{"proposals", Dtype::kFloat32, 3}};
-    static constexpr bool kChannelsLast = true;
 
     std::vector<float> cell_anchors;
     std::vector<int32_t> strides;

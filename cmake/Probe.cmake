@@ -1,0 +1,11 @@
+# cmake -P cmake/Probe.cmake: what there is to build with, looked up without compiling anything. setup.py reads it.
+cmake_minimum_required(VERSION 3.22)
+include(${CMAKE_CURRENT_LIST_DIR}/CudaToolkit.cmake)
+if(EDGE_MRCNN_FETCH_TENSORRT_HEADERS)
+  set(TENSORRT_VERSION "to be downloaded")
+else()
+  include(${CMAKE_CURRENT_LIST_DIR}/TensorRTHeaders.cmake)
+endif()
+foreach(name CMAKE_CUDA_COMPILER CMAKE_CUDA_ARCHITECTURES TENSORRT_INCLUDE_DIR TENSORRT_VERSION)
+  execute_process(COMMAND ${CMAKE_COMMAND} -E echo "${name}=${${name}}")
+endforeach()
