@@ -1,0 +1,34 @@
+"""The correctness part of `make gpu-check` with the CPU in the place of the GPU: only the launching is not tested."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from benchmarks.gpu_check import cases, correctness
+from benchmarks.gpu_check.cases import Array, Case
+from benchmarks.gpu_check.isolation import Row
+from edge_mrcnn.gpu.kernels import plan_of
+from edge_mrcnn.gpu.launches import Layout
+from edge_mrcnn.ops import OPS
+from tests.plugins.executor import Executor, compile_kernels
+
+STEP = 4
+"""Each fourth case: the ops' own tests run more."""
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_the_kernels_pass_the_check(op: str) -> None:
+    plan, seeds = plan_of(op), itertools.count()
+    kernels = compile_kernels(plan.SOURCE, plan.Args)
+
+    def run(case: Case, layout: Layout, output_layout: Layout) -> list[Array]:
+        with Executor(kernels, seed=next(seeds)) as gpu:
+            return correctness.run_op(gpu, case, layout, output_layout)
+
+    small = (case for case in cases.CASES[op]() if case.gold)
+    rows: list[Row] = []
+    correctness.check_op(op, itertools.islice(small, 0, None, STEP), run, None, rows.append)
+    assert len(rows) >= 3 * len(correctness.VARIANTS[op])
+    assert [row for row in rows if not row["ok"]] == []

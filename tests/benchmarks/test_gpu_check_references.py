@@ -1,0 +1,96 @@
+"""What `make gpu-check` holds the kernels against, on a CPU: torchvision's ops, gold, and the timing around them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch", reason="torch is not installed")
+
+from benchmarks.gpu_check import cases, correctness, reference, timing
+from benchmarks.gpu_check.cases import Case
+from benchmarks.gpu_check.clock import Call
+from benchmarks.gpu_check.isolation import Row
+
+pytestmark = pytest.mark.torch
+
+SHARED = [case for make in cases.CASES.values() for case in make() if case.gold and case.torchvision]
+
+
+@pytest.mark.parametrize("case", SHARED, ids=lambda case: f"{case.op}: {case.name}")
+def test_gold_is_torchvisions(case: Case) -> None:
+    expected = reference.torchvision_outputs(case, "cpu")
+    agreement = correctness.against_torchvision(case, expected, reference.gold_outputs(case))
+    assert agreement.ok, agreement.text()
+    assert agreement.matched == agreement.expected, "small cases agree in every row"
+
+
+@pytest.mark.parametrize("op", cases.CASES)
+def test_the_check_finds_right_results_right_and_wrong_ones_wrong(op: str) -> None:
+    small = [case for case in cases.CASES[op]() if case.gold][:2]
+    rows: list[Row] = []
+
+    def run(case: Case, _layout: str, _output_layout: str, *, spoil: bool) -> list[Any]:
+        outputs = reference.gold_outputs(case)
+        if spoil:
+            outputs[-1] = outputs[-1].copy()
+            outputs[-1].flat[0] += 1
+        return outputs
+
+    correctness.check_op(op, iter(small), functools.partial(run, spoil=False), "cpu", rows.append)
+    assert {row["against"] for row in rows} == {"gold", "torchvision"}
+    assert all(row["ok"] for row in rows), [row for row in rows if not row["ok"]]
+    rows.clear()
+    correctness.check_op(op, iter(small), functools.partial(run, spoil=True), None, rows.append)
+    assert rows
+    assert not any(row["ok"] for row in rows)
+
+
+class CountingClock:
+    """Calls everything once."""
+
+    def plain_us(self, calls: Sequence[Call]) -> float:
+        for call in calls:
+            call()
+        return 2.0 * len(calls)
+
+    def graph_us(self, calls: Sequence[Call]) -> float:
+        return self.plain_us(calls) / 2
+
+    def count_launches(self, call: Call) -> tuple[int, int]:
+        call()
+        return 7, 3
+
+
+TIMED: list[tuple[Callable[..., None], Callable[..., Case], int]] = [
+    # function, its cases, rows: variants of ours and of torchvision's
+    (timing.bench_proposals, functools.partial(cases.big_rpn_case, (128, 160), proposals=50), 3 + 3),
+    (timing.bench_pooling, functools.partial(cases.big_roi_case, (128, 160), rois=9, channels=12), 5 + 4),
+    (timing.bench_detections, functools.partial(cases.big_nms_case, (128, 160), proposals=60, classes=7), 2 + 2),
+]
+
+
+@pytest.mark.parametrize(("bench", "make", "count"), TIMED, ids=["proposals", "pooling", "detections"])
+def test_everything_that_is_timed_runs(bench: Callable[..., None], make: Callable[..., Case], count: int) -> None:
+    launched: list[Any] = []
+    machine = timing.Bench(CountingClock(), launched.extend, "cpu", l2_bytes=1)
+    rows: list[Row] = []
+    sets = timing.input_sets(machine, make)
+    bench(machine, sets, rows.append)
+    assert len(rows) == count
+    assert launched
+    for row in rows:
+        ours = row["subject"] == timing.OURS
+        assert (row["graph_us"] == 3.0 and row["floor_bytes"] > 0) if ours else row["kernels"] == 7, row
+
+
+def test_inputs_take_turns_until_they_exceed_the_cache() -> None:
+    make = functools.partial(cases.big_nms_case, (128, 160), proposals=60, classes=7)
+    machine = timing.Bench(CountingClock(), lambda launches: None, "cpu", l2_bytes=100_000)
+    sets = timing.input_sets(machine, make)
+    nbytes = sum(array.nbytes for array in sets[0].inputs)
+    assert sum(sum(array.nbytes for array in case.inputs) for case in sets) // 2 >= 2 * 100_000 - nbytes
+    assert len({case.inputs[2].tobytes() for case in sets}) == timing.DIFFERENT_INPUTS
