@@ -3,7 +3,7 @@
 Functions take and give what the real module's do: `(CUresult, value...)`. Kernels are Python functions by name. What
 breaks CUDA's rules is collected in `FakeDriver.violations`, whether or not the result comes out right.
 """
-# ruff: noqa: N802, N815
+# ruff: noqa: N802
 
 from __future__ import annotations
 
@@ -162,14 +162,12 @@ class FakeDriver(FakeStreams):
     def cuMemFree(self, address: int) -> Status:
         return self._free(self.device.memory.device, int(address), "cuMemFree")
 
-    def cuMemHostAlloc(self, nbytes: int, flags: int = 0) -> Status:
+    def cuMemHostAlloc(self, nbytes: int, flags: int) -> Status:
         if self._forbidden("cuMemHostAlloc"):
             return CUresult.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, 0
         if nbytes <= 0:
             return CUresult.CUDA_ERROR_INVALID_VALUE, 0
         return OK, self.device.memory.allocate_pinned(int(nbytes)).address
-
-    cuMemAllocHost = cuMemHostAlloc
 
     def cuMemFreeHost(self, address: int) -> Status:
         return self._free(self.device.memory.pinned, int(address), "cuMemFreeHost")
