@@ -49,20 +49,20 @@ __device__ inline bool decode_candidate(BoxCoder const& coder, float4 reference,
 }
 
 //! Threshold on intersection over union. A box without area overlaps none.
-//! What is clearly below is settled by a product: the filter is so much lower than the threshold that rounding cannot
-//! matter, and only the few pairs above it are divided, as torchvision divides.
+//! Most pairs are settled without a division: the union is at least as large as either box, so the intersection must
+//! exceed that part of box b, too. The filter is so much below the threshold that rounding cannot matter.
 struct IouThreshold {
     float limit, filter;
 
-    __device__ explicit IouThreshold(float threshold) : limit(threshold), filter(threshold * (1.0f - 1e-6f)) {}
+    __device__ explicit IouThreshold(float threshold) : limit(threshold), filter(threshold * 0.999f) {}
 
     __device__ __forceinline__ bool exceeded_by(float4 a, float area_a, float4 b, float area_b) const {
         float const width = fminf(a.z, b.z) - fmaxf(a.x, b.x);
         float const height = fminf(a.w, b.w) - fmaxf(a.y, b.y);
-        if (!(width > 0.0f && height > 0.0f)) return false;
-        float const inter = __fmul_rn(width, height);
+        float const inter = __fmul_rn(fmaxf(width, 0.0f), height);
+        if (!(inter > filter * area_b)) return false;
         float const joint = __fadd_rn(__fadd_rn(area_a, area_b), -inter);
-        return inter > filter * joint && __fdiv_rn(inter, joint) > limit;
+        return __fdiv_rn(inter, joint) > limit;
     }
 };
 

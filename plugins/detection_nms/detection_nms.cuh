@@ -39,13 +39,12 @@ struct NmsWorkspace {
     uint64 bytes;
     uint64 lengths, scores, sorted, boxes, kept, chosen;  // offsets
     int pitch;                   // proposals from one class' scores to the next, so that they begin with a sector
-    int kept_room;               // detections that the classes of a picture can keep
+    int most;                    // detections of a class
     uint class_room, best_room;  // keys to be sorted; up to kSharedKeys they are in shared memory
 
     __host__ __device__ explicit NmsWorkspace(DetectionNmsArgs const& args) {
-        int const most = args.detections < args.proposals ? args.detections : args.proposals;
+        most = args.detections < args.proposals ? args.detections : args.proposals;
         pitch = (args.proposals + kNmsWarpProposals - 1) / kNmsWarpProposals * kNmsWarpProposals;
-        kept_room = nms_foreground(args) * most;
         class_room = nms_room(args.proposals);
         best_room = nms_room(args.detections);
         uint64 const batch = static_cast<uint64>(args.batch);
@@ -54,8 +53,8 @@ struct NmsWorkspace {
         lengths = parts.add(batch * sizeof(uint));
         scores = parts.add(slots * static_cast<uint64>(pitch) * sizeof(float));
         sorted = parts.add(class_room > kSharedKeys ? slots * class_room * sizeof(uint64) : 0);
-        boxes = parts.add(slots * static_cast<uint64>(args.proposals) * sizeof(float4));
-        kept = parts.add(batch * static_cast<uint64>(kept_room) * sizeof(uint64));
+        boxes = parts.add(slots * static_cast<uint64>(most) * sizeof(float4));
+        kept = parts.add(slots * static_cast<uint64>(most) * sizeof(uint64));
         chosen = parts.add(best_room > kSharedKeys ? batch * best_room * sizeof(uint64) : 0);
         bytes = parts.bytes;
     }
@@ -122,51 +121,64 @@ __device__ void nms_scores(DetectionNmsArgs const& args) {
 }
 
 // ---- classes --------------------------------------------------------------------------------------------------------
-//! Takes what suppression leaves of a class into the picture's list, in any order.
-struct NmsStore {
-    uint64 const* keys;  // of the class, by proposal
-    uint64* list;        // of the picture, by proposal and class
-    uint* length;
-    int foreground, classes;
+//! Moves the keys of what suppression leaves to the front.
+struct NmsKeep {
+    uint64* keys;
 
-    __device__ void operator()(bool kept, int index, int) const {
-        uint const place = append_place(kept, length);
-        if (!kept) return;
-        uint const proposal = index_of(keys[index]);
-        list[place] =
-            make_key(number_of(keys[index]), proposal * static_cast<uint>(classes) + static_cast<uint>(foreground));
+    __device__ void operator()(uint lanes, int i, int rank) const {
+        bool const kept = lanes >> lane_index() & 1;
+        uint64 const key = kept ? keys[i] : 0;
+        __syncwarp();
+        if (kept) keys[rank] = key;
     }
 };
 
-template <typename T>
-__device__ void nms_classes(DetectionNmsArgs const& args, SelectScratch& scratch, SuppressScratch& suppress_scratch) {
-    NmsWorkspace const parts(args);
-    int const foreground = static_cast<int>(blockIdx.x), picture = static_cast<int>(blockIdx.y);
-    long long const slot = static_cast<long long>(picture) * nms_foreground(args) + foreground;
-    float const* const scores = part_of<float>(args.workspace, parts.scores) + slot * parts.pitch;
-    float4* const boxes = part_of<float4>(args.workspace, parts.boxes) + slot * args.proposals;
-    uint64* const keys = parts.class_room > kSharedKeys
-                             ? part_of<uint64>(args.workspace, parts.sorted) + slot * parts.class_room
-                             : scratch.keys;
+//! Puts the keys of a class' candidates into `keys`, sorted; returns how many there are.
+__device__ inline int nms_choose(float const* scores, int proposals, uint64* keys, SelectScratch& scratch) {
     if (threadIdx.x == 0) scratch.length = 0;
     __syncthreads();
-    for_each(scores, static_cast<uint>(args.proposals), kNmsNoScore, [&](uint proposal, float score) {
+    for_each(scores, static_cast<uint>(proposals), kNmsNoScore, [&](uint proposal, float score) {
         uint const place = append_place(score >= 0.0f, &scratch.length);
         if (score >= 0.0f) keys[place] = make_key(score, proposal);
     });
     __syncthreads();
-    int const count = static_cast<int>(scratch.length);
+    uint const length = scratch.length;
+    if (length > 0) sort_descending(keys, length);
+    return static_cast<int>(length);
+}
+
+struct NmsScratch {
+    SelectScratch select;
+    SuppressScratch suppress;
+    uint place;
+};
+
+template <typename T>
+__device__ void nms_classes(DetectionNmsArgs const& args, NmsScratch& scratch) {
+    NmsWorkspace const parts(args);
+    int const foreground = static_cast<int>(blockIdx.x), picture = static_cast<int>(blockIdx.y);
+    long long const first_slot = static_cast<long long>(picture) * nms_foreground(args), slot = first_slot + foreground;
+    uint64* const keys = parts.class_room > kSharedKeys
+                             ? part_of<uint64>(args.workspace, parts.sorted) + slot * parts.class_room
+                             : scratch.select.keys;
+    float const* const scores = part_of<float>(args.workspace, parts.scores) + slot * parts.pitch;
+    int const count = nms_choose(scores, args.proposals, keys, scratch.select);
     if (count == 0) return;
-    sort_descending(keys, static_cast<uint>(count));
-    mark_candidates(count, suppress_scratch, [&](int i) {
-        return nms_decode<T>(args, picture, static_cast<int>(index_of(keys[i])), foreground, boxes[i]);
-    });
+
+    auto const load = [&](int i, float4& box) {
+        return nms_decode<T>(args, picture, static_cast<int>(index_of(keys[i])), foreground, box);
+    };
+    float4* const boxes = part_of<float4>(args.workspace, parts.boxes) + slot * parts.most;
+    uint const kept = static_cast<uint>(
+        suppress(count, args.nms_threshold, args.detections, boxes, scratch.suppress, load, NmsKeep{keys}));
+
+    uint64* const list = part_of<uint64>(args.workspace, parts.kept) + first_slot * parts.most;
+    if (threadIdx.x == 0) scratch.place = atomicAdd(part_of<uint>(args.workspace, parts.lengths) + picture, kept);
     __syncthreads();
-    uint64* const list =
-        part_of<uint64>(args.workspace, parts.kept) + static_cast<long long>(picture) * parts.kept_room;
-    uint* const length = part_of<uint>(args.workspace, parts.lengths) + picture;
-    suppress(boxes, count, args.nms_threshold, args.detections, suppress_scratch,
-             NmsStore{keys, list, length, foreground, nms_foreground(args)});
+    for (uint i = threadIdx.x; i < kept; i += blockDim.x) {
+        uint const index = index_of(keys[i]) * static_cast<uint>(nms_foreground(args)) + static_cast<uint>(foreground);
+        list[scratch.place + i] = make_key(number_of(keys[i]), index);
+    }
 }
 
 // ---- best -----------------------------------------------------------------------------------------------------------
@@ -174,8 +186,8 @@ template <typename T>
 __device__ void nms_best(DetectionNmsArgs const& args, SelectScratch& scratch) {
     NmsWorkspace const parts(args);
     int const picture = static_cast<int>(blockIdx.x);
-    uint64 const* const list =
-        part_of<uint64>(args.workspace, parts.kept) + static_cast<long long>(picture) * parts.kept_room;
+    uint64 const* const list = part_of<uint64>(args.workspace, parts.kept) +
+                               static_cast<long long>(picture) * nms_foreground(args) * parts.most;
     uint64* const keys = parts.best_room > kSharedKeys ? part_of<uint64>(args.workspace, parts.chosen) +
                                                              static_cast<long long>(picture) * parts.best_room
                                                        : scratch.keys;
@@ -215,9 +227,8 @@ __device__ void nms_best(DetectionNmsArgs const& args, SelectScratch& scratch) {
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(kNmsLargeClassThreads, 1)                                             \
         detection_nms_classes_##suffix(DetectionNmsArgs args) {                                                        \
-        __shared__ SelectScratch scratch;                                                                              \
-        __shared__ SuppressScratch suppress_scratch;                                                                   \
-        nms_classes<T>(args, scratch, suppress_scratch);                                                               \
+        __shared__ NmsScratch scratch;                                                                                 \
+        nms_classes<T>(args, scratch);                                                                                 \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(kNmsBestThreads) detection_nms_best_##suffix(DetectionNmsArgs args) { \
         __shared__ SelectScratch scratch;                                                                              \

@@ -11,7 +11,7 @@ inline size_t detection_nms_workspace(DetectionNmsArgs const& args) { return Nms
 
 //! Whether the kernels can take the sizes.
 inline bool detection_nms_supports(DetectionNmsArgs const& args) {
-    return args.classes >= 1 && args.detections >= 1 && args.proposals >= 0 && args.proposals <= kMaxCandidates;
+    return args.classes >= 1 && args.detections >= 1 && args.proposals >= 0;
 }
 
 template <typename Kernel>

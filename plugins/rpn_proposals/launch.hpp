@@ -12,8 +12,7 @@ inline size_t rpn_proposals_workspace(RpnProposalsArgs const& args) { return Rpn
 //! Whether the kernels can take the sizes.
 inline bool rpn_proposals_supports(RpnProposalsArgs const& args) {
     return args.levels >= 1 && args.levels <= kMaxLevels && args.pre_nms_top_n >= 1 && args.post_nms_top_n >= 1 &&
-           args.levels * args.objectness[0].channels <= kRpnMaxCellAnchors &&
-           RpnWorkspace(args).candidates <= kMaxCandidates;
+           args.levels * args.objectness[0].channels <= kRpnMaxCellAnchors;
 }
 
 inline unsigned rpn_blocks(int work, int of_a_block) {

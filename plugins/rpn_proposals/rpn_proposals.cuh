@@ -53,11 +53,11 @@ __host__ __device__ inline int rpn_candidates(RpnProposalsArgs const& args, int 
 //! The workspace, in parts; each has one slot after the other for level and picture.
 struct RpnWorkspace {
     uint64 bytes;
-    uint64 counters, lists, sorted, boxes, probabilities, kept_boxes, kept_probabilities;  // offsets
-    int anchors;     // of all levels: keys in a picture's lists
-    int candidates;  // of a level, at most
-    int kept;        // of a level, at most
-    uint room;       // for sorting; up to kSharedKeys it is in shared memory
+    uint64 counters, lists, sorted, boxes, probabilities;  // offsets
+    int anchors;                                           // of all levels: keys in a picture's lists
+    int candidates;                                        // of a level, at most
+    int kept;                                              // of a level, at most
+    uint room;                                             // for sorting; up to kSharedKeys it is in shared memory
 
     __host__ __device__ explicit RpnWorkspace(RpnProposalsArgs const& args) : anchors(0), candidates(0) {
         for (int level = 0; level < args.levels; ++level) {
@@ -72,10 +72,8 @@ struct RpnWorkspace {
         counters = parts.add(slots * sizeof(RpnCounters));
         lists = parts.add(static_cast<uint64>(args.batch) * static_cast<uint64>(anchors) * sizeof(uint64));
         sorted = parts.add(room > kSharedKeys ? slots * room * sizeof(uint64) : 0);
-        boxes = parts.add(slots * static_cast<uint64>(candidates) * sizeof(float4));
-        probabilities = parts.add(slots * static_cast<uint64>(candidates) * sizeof(float));
-        kept_boxes = parts.add(slots * static_cast<uint64>(kept) * sizeof(float4));
-        kept_probabilities = parts.add(slots * static_cast<uint64>(kept) * sizeof(float));
+        boxes = parts.add(slots * static_cast<uint64>(kept) * sizeof(float4));
+        probabilities = parts.add(slots * static_cast<uint64>(kept) * sizeof(float));
         bytes = parts.bytes;
     }
 };
@@ -87,10 +85,8 @@ struct RpnLevel {
     uint64* list;  // a key for each anchor, if need be
     int anchors;
     uint64* sorted;
-    float4* boxes;  // of the candidates
+    float4* boxes;  // after suppression, best first
     float* probabilities;
-    float4* kept_boxes;
-    float* kept_probabilities;
 
     __device__ RpnLevel(RpnProposalsArgs const& args, RpnWorkspace const& parts, int level, int picture)
         : level(level), picture(picture), anchors(rpn_anchors(args, level)) {
@@ -101,10 +97,8 @@ struct RpnLevel {
         counters = part_of<RpnCounters>(args.workspace, parts.counters) + slot;
         list = part_of<uint64>(args.workspace, parts.lists) + before;
         sorted = part_of<uint64>(args.workspace, parts.sorted) + slot * parts.room;
-        boxes = part_of<float4>(args.workspace, parts.boxes) + slot * parts.candidates;
-        probabilities = part_of<float>(args.workspace, parts.probabilities) + slot * parts.candidates;
-        kept_boxes = part_of<float4>(args.workspace, parts.kept_boxes) + slot * parts.kept;
-        kept_probabilities = part_of<float>(args.workspace, parts.kept_probabilities) + slot * parts.kept;
+        boxes = part_of<float4>(args.workspace, parts.boxes) + slot * parts.kept;
+        probabilities = part_of<float>(args.workspace, parts.probabilities) + slot * parts.kept;
     }
 };
 
@@ -226,39 +220,43 @@ __device__ __forceinline__ bool rpn_decode(RpnProposalsArgs const& args, RpnLeve
     return decode_candidate(args.coder, reference, deltas, content, box);
 }
 
-//! Takes the boxes that suppression leaves. `merge` needs probabilities that never rise, and expf may be off by a last
-//! bit: what rises is lowered to the one before it, where sigmoid, which rises with the logit, cannot be far from it.
-struct RpnStore {
-    RpnLevel const& here;
-    float least;
+//! Lists the probabilities of what suppression leaves. `merge` needs that they never rise, and expf may be off by a
+//! last bit: one that rises is lowered to the one before, which cannot be far, because sigmoid rises with the logit.
+struct RpnKeep {
+    uint64 const* keys;
+    float* probabilities;
+    float& least;  // in shared memory: of the better ones
 
-    __device__ void operator()(bool kept, int index, int rank) {
-        float probability = kept ? here.probabilities[index] : least;
+    __device__ void operator()(uint lanes, int i, int rank) const {
+        bool const kept = lanes >> lane_index() & 1;
+        float probability = least;
+        if (kept) probability = fminf(probability, sigmoid(number_of(keys[i])));
         for (int step = 1; step < kWarp; step *= 2) {
             probability = fminf(probability, __shfl_up_sync(kAllLanes, probability, step));
         }
-        probability = fminf(probability, least);
-        least = __shfl_sync(kAllLanes, probability, kWarp - 1);
-        if (!kept) return;
-        here.kept_boxes[rank] = here.boxes[index];
-        here.kept_probabilities[rank] = probability;
+        if (kept) probabilities[rank] = probability;
+        if (lane_index() == kWarp - 1) least = probability;
     }
 };
 
+struct RpnScratch {
+    SelectScratch select;
+    SuppressScratch suppress;
+    float least;
+};
+
 template <typename T>
-__device__ void rpn_level(RpnProposalsArgs const& args, SelectScratch& scratch, SuppressScratch& suppress_scratch) {
+__device__ void rpn_level(RpnProposalsArgs const& args, RpnScratch& scratch) {
     RpnWorkspace const parts(args);
     RpnLevel const here(args, parts, static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y));
-    uint64* const keys = parts.room > kSharedKeys ? here.sorted : scratch.keys;
-    int const count = rpn_choose(args, here, keys, parts.room, scratch);
-    mark_candidates(count, suppress_scratch, [&](int i) {
-        float const probability = sigmoid(number_of(keys[i]));
-        here.probabilities[i] = probability;
-        return rpn_decode<T>(args, here, index_of(keys[i]), here.boxes[i]) && probability >= args.score_threshold;
-    });
-    __syncthreads();
-    int const kept =
-        suppress(here.boxes, count, args.nms_threshold, parts.kept, suppress_scratch, RpnStore{here, 1.0f});
+    uint64* const keys = parts.room > kSharedKeys ? here.sorted : scratch.select.keys;
+    if (threadIdx.x == 0) scratch.least = 1.0f;
+    int const count = rpn_choose(args, here, keys, parts.room, scratch.select);
+    auto const load = [&](int i, float4& box) {
+        return sigmoid(number_of(keys[i])) >= args.score_threshold && rpn_decode<T>(args, here, index_of(keys[i]), box);
+    };
+    int const kept = suppress(count, args.nms_threshold, parts.kept, here.boxes, scratch.suppress, load,
+                              RpnKeep{keys, here.probabilities, scratch.least});
     if (threadIdx.x == 0) here.counters->kept = static_cast<uint>(kept);
 }
 
@@ -273,7 +271,7 @@ __device__ inline uint rpn_row(RpnProposalsArgs const& args, RpnWorkspace const&
     for (int other = 0; other < kMaxLevels; ++other) {
         bool const searched = other < args.levels && other != level;
         RpnLevel const there(args, parts, searched ? other : level, picture);
-        list[other] = there.kept_probabilities;
+        list[other] = there.probabilities;
         length[other] = searched ? there.counters->kept : 0;
         found[other] = 0;
     }
@@ -307,8 +305,8 @@ __device__ inline void rpn_merge(RpnProposalsArgs const& args) {
     if (level >= args.levels) return;
     RpnLevel const here(args, parts, level, picture);
     if (rank >= here.counters->kept) return;
-    uint const row = rpn_row(args, parts, picture, level, rank, here.kept_probabilities[rank]);
-    if (row < rows) proposals[row] = here.kept_boxes[rank];
+    uint const row = rpn_row(args, parts, picture, level, rank, here.probabilities[rank]);
+    if (row < rows) proposals[row] = here.boxes[rank];
 }
 
 // ---- kernels --------------------------------------------------------------------------------------------------------
@@ -333,9 +331,8 @@ extern "C" __global__ void __launch_bounds__(kRpnMergeThreads) rpn_proposals_mer
     }                                                                 \
     extern "C" __global__ void __launch_bounds__(kRpnLevelThreads, 1) \
         rpn_proposals_level_##suffix(RpnProposalsArgs args) {         \
-        __shared__ SelectScratch scratch;                             \
-        __shared__ SuppressScratch suppress_scratch;                  \
-        rpn_level<T>(args, scratch, suppress_scratch);                \
+        __shared__ RpnScratch scratch;                                \
+        rpn_level<T>(args, scratch);                                  \
     }
 
 EDGE_MRCNN_RPN_KERNELS(float, f32)

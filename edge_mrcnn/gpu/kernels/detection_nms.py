@@ -11,7 +11,6 @@ from edge_mrcnn.gpu.kernels.ranking import (
     BOX_BYTES,
     FLOAT_BYTES,
     KEY_BYTES,
-    MAX_CANDIDATES,
     BoxCoder,
     global_bytes_to_sort,
     room_to_sort,
@@ -61,14 +60,14 @@ def workspace_bytes(attributes: Mapping[str, Any], inputs: Sequence[Tensor], out
     """
     _check(attributes, inputs)
     batch, proposals, _ = inputs[1].shape
-    foreground, most = inputs[2].shape[1] - 1, attributes["detections_per_image"]
-    slots = batch * foreground
+    most = attributes["detections_per_image"]
+    slots, kept = batch * (inputs[2].shape[1] - 1), min(most, proposals)
     return total_bytes(
         batch * 4,
         slots * round_up(proposals, WARP_PROPOSALS) * FLOAT_BYTES,
         slots * global_bytes_to_sort(room_to_sort(proposals)),
-        slots * proposals * BOX_BYTES,
-        slots * min(most, proposals) * KEY_BYTES,
+        slots * kept * BOX_BYTES,
+        slots * kept * KEY_BYTES,
         batch * global_bytes_to_sort(room_to_sort(most)),
     )
 
@@ -120,7 +119,7 @@ def launches(
 
 
 def _check(attributes: Mapping[str, Any], inputs: Sequence[Tensor]) -> None:
-    proposals, classes, deltas = inputs[1].shape[1], inputs[2].shape[1], inputs[3].shape[1]
+    classes, deltas = inputs[2].shape[1], inputs[3].shape[1]
     agnostic, background = attributes["class_agnostic"], attributes["background"]
     most = attributes["detections_per_image"]
     if background not in ("first", "last") or agnostic not in (0, 1):
@@ -135,8 +134,3 @@ def _check(attributes: Mapping[str, Any], inputs: Sequence[Tensor]) -> None:
         )
     if most < 1:
         raise PluginError(f"DetectionNms.detections_per_image must be at least 1, got {most}; edit the node")
-    if proposals > MAX_CANDIDATES:
-        raise PluginError(
-            f"DetectionNms has {proposals} proposals of a picture, its kernel takes {MAX_CANDIDATES}; lower "
-            "RpnProposals.post_nms_top_n"
-        )

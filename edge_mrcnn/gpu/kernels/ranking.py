@@ -14,9 +14,6 @@ DIGITS = 4096
 SHARED_KEYS = DIGITS // 2
 """`kSharedKeys` of plugins/common/select.cuh: keys that are sorted in shared memory."""
 
-MAX_CANDIDATES = 1 << 16
-"""`kMaxCandidates` of plugins/common/suppress.cuh."""
-
 KEY_BYTES, BOX_BYTES, FLOAT_BYTES = 8, 16, 4
 
 

@@ -12,7 +12,6 @@ from edge_mrcnn.gpu.kernels.ranking import (
     DIGITS,
     FLOAT_BYTES,
     KEY_BYTES,
-    MAX_CANDIDATES,
     BoxCoder,
     global_bytes_to_sort,
     room_to_sort,
@@ -71,8 +70,6 @@ def workspace_bytes(attributes: Mapping[str, Any], inputs: Sequence[Tensor], out
         slots * COUNTERS_BYTES,
         batch * sum(map(_anchors, objectness)) * KEY_BYTES,
         slots * global_bytes_to_sort(room_to_sort(candidates)),
-        slots * candidates * BOX_BYTES,
-        slots * candidates * FLOAT_BYTES,
         slots * kept * BOX_BYTES,
         slots * kept * FLOAT_BYTES,
     )
@@ -175,8 +172,3 @@ def _check(attributes: Mapping[str, Any], objectness: Sequence[Tensor]) -> None:
     for name in ("pre_nms_top_n", "post_nms_top_n"):
         if attributes[name] < 1:
             raise PluginError(f"RpnProposals.{name} must be at least 1, got {attributes[name]}; edit the node")
-    if _candidates(attributes, objectness) > MAX_CANDIDATES:
-        raise PluginError(
-            f"RpnProposals.pre_nms_top_n is {attributes['pre_nms_top_n']}, its kernel takes {MAX_CANDIDATES} "
-            "candidates of a level; lower it"
-        )
