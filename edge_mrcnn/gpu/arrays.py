@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edge_mrcnn.gpu.cuda import Stream
 
@@ -95,12 +96,14 @@ class DeviceArray:
         shape: Its lengths.
         dtype: NumPy's type.
         stream: Whose work writes it; whoever takes the array waits for that stream by itself.
+        owner: What keeps the memory from being written anew.
     """
 
     address: int
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     stream: Stream = field(repr=False)
+    owner: Any = field(default=None, repr=False)
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
@@ -151,22 +154,34 @@ def view_array(value: Any, stream: Stream, name: str, dtype: str, shape: Shape, 
             f"{name} must be an array on the GPU, with DLPack or __cuda_array_interface__, got "
             f"{type(value).__name__}; give what is in the CPU's memory as a NumPy array"
         )
-    _check(view, name, np.dtype(dtype), shape)
-    return view
-
-
-def _check(view: ArrayView, name: str, dtype: np.dtype[Any], shape: Shape) -> None:
-    if view.dtype != dtype:
-        raise TypeError(f"{name} must be {dtype}, got {view.dtype} {view.shape}")
-    fits = len(shape) == len(view.shape) and all(a in (None, b) for a, b in zip(shape, view.shape, strict=False))
-    if not fits:
-        expected = ", ".join("any" if length is None else str(length) for length in shape)
-        raise ValueError(f"{name} must have shape ({expected}), got {view.shape}")
+    check_array(name, view, dtype, shape)
     if not view.contiguous:
         raise ValueError(
             f"{name} {view.shape} has gaps between its rows or another order of axes; make it contiguous first "
             "(torch: .contiguous(), CuPy: cupy.ascontiguousarray)"
         )
+    return view
+
+
+def check_array(name: str, found: npt.NDArray[Any] | ArrayView, dtype: str, shape: Shape) -> None:
+    """Check an array's type and shape.
+
+    Args:
+        name: Of the argument.
+        found: The array.
+        dtype: NumPy's name of the type expected.
+        shape: The lengths expected.
+
+    Raises:
+        TypeError: It is of another type.
+        ValueError: It is of another shape.
+    """
+    if found.dtype != dtype:
+        raise TypeError(f"{name} must be {dtype}, got {found.dtype} {found.shape}")
+    fits = len(shape) == len(found.shape) and all(a in (None, b) for a, b in zip(shape, found.shape, strict=True))
+    if not fits:
+        expected = ", ".join("any" if length is None else str(length) for length in shape)
+        raise ValueError(f"{name} must have shape ({expected}), got {found.shape}")
 
 
 def _from_interface(value: Any, interface: Mapping[str, Any], stream: Stream, name: str) -> ArrayView:

@@ -13,7 +13,7 @@ https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/work-
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -87,6 +87,8 @@ class Engine:
         self.tensors = tuple(self._describe(engine.get_tensor_name(index)) for index in range(engine.num_io_tensors))
         self.memory_bytes = int(engine.device_memory_size_v2) if self.graphs else 0
         self._cache, self._cache_file = None, cache
+        self._compiled: set[Hashable] = set()
+        self._kept: set[Hashable] = set()
         self._config = self._configure(graphs) if api.flavour == "rtx" else None
 
     @property
@@ -124,9 +126,14 @@ class Engine:
         return Execution(self, context, shapes)
 
     def save_cache(self) -> None:
-        """Keep what TensorRT-RTX has compiled so far; nothing with TensorRT."""
-        if self._cache is not None and self._cache_file is not None:
+        """Keep what TensorRT-RTX has compiled, once after the first run of each shape; nothing with TensorRT."""
+        if self._cache is not None and self._cache_file is not None and self._compiled > self._kept:
+            self._kept = set(self._compiled)
             self._cache_file.write(bytes(memoryview(self._cache.serialize())))
+
+    def note_run(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Remember that shapes have been run, for which TensorRT-RTX may have compiled kernels."""
+        self._compiled.add(tuple(shapes.values()))
 
     def last_messages(self) -> str:
         """What TensorRT complained about last; it reports errors through its log alone."""
@@ -181,6 +188,7 @@ class Execution:
     def __init__(self, owner: Engine, context: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self._owner, self._context = owner, context
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self._addresses: dict[str, int] = {}
         self.set_shapes(shapes)
 
     def set_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -210,8 +218,11 @@ class Execution:
             EngineError: TensorRT does not take one.
         """
         for name, address in addresses.items():
+            if self._addresses.get(name) == address:
+                continue
             if not self._context.set_tensor_address(name, address):
                 raise EngineError(f"TensorRT does not take the memory for {name}: {self._owner.last_messages()}")
+            self._addresses[name] = address
 
     def enqueue(self, stream: Stream) -> None:
         """Give the network's work to a stream.
@@ -221,6 +232,7 @@ class Execution:
         """
         if not self._context.execute_async_v3(stream.handle):
             raise EngineError(f"TensorRT cannot run the engine: {self._owner.last_messages()}")
+        self._owner.note_run(self.shapes)
 
     def can_be_captured(self, stream: Stream) -> bool:
         """Whether `enqueue` may be captured from a stream; call it once without, before."""

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from edge_mrcnn.files import atomic_path
+from edge_mrcnn.files import atomic_path, cache_folder
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +29,7 @@ class RuntimeCacheFile:
 
     def __init__(self, parts: Sequence[str], folder: Path | None = None) -> None:
         name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
-        self.path = (folder or default_folder()) / f"{name}.cache"
+        self.path = (folder or cache_folder("runtime")) / f"{name}.cache"
         self._digest = b""
 
     def read(self) -> bytes | None:
@@ -58,8 +57,3 @@ class RuntimeCacheFile:
             self._digest = digest
         except OSError as error:
             _log.warning("the runtime cache is not kept (%s); kernels are compiled again at the next start", error)
-
-
-def default_folder() -> Path:
-    """`$XDG_CACHE_HOME/edge_mrcnn/runtime`, by default below `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edge_mrcnn" / "runtime"
