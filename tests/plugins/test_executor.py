@@ -276,6 +276,57 @@ def test_warp_operations_under_uniform_branches(correct: Kernels, values: np.nda
     np.testing.assert_array_equal(result, expected)
 
 
+def test_half_conversion_is_exact_and_rounds_ties_to_even(correct: Kernels) -> None:
+    halves = np.arange(1 << 16, dtype=np.uint16)
+    exact = halves.view(np.float16).astype(np.float32).view(np.int32)
+    near = (exact[:, None] + np.array([0, 1, -1, 0x0FFF, 0x1000, 0x1001])).ravel().astype(np.int32)  # ties among them
+    tiny = np.arange(0x32000000, 0x39000000, 0xFFF1, dtype=np.int32)  # around the subnormal halves
+    bits = np.concatenate([halves.astype(np.int32), near, tiny, tiny | np.int32(-(2**31))])
+    blocks = -(-bits.size // 1024)
+    result = run_correct(correct, "convert_halves", 0, bits, garbage(2 * bits.size), 1024, grid=(blocks, 1, 1))
+    floats = bits.view(np.float32)
+    with np.errstate(over="ignore"):
+        expected = np.where(np.isnan(floats), np.uint16(0x7FFF), floats.astype(np.float16).view(np.uint16))
+    np.testing.assert_array_equal(result[0::2], expected)
+    widened = (bits & 0xFFFF).astype(np.uint16).view(np.float16).astype(np.float32)
+    np.testing.assert_array_equal(result[1::2].view(np.float32), widened)
+
+
+def test_functions_of_one_thread(correct: Kernels) -> None:
+    floats = np.array([0.0, 1.0, -2.5, 1e30, np.inf, np.nan, 1 / 3], np.float32)
+    x = np.array([0, 1, -1, 12, -(2**31), 2**31 - 1, 0x00F0F000, *floats.view(np.int32)], np.int32)
+    result = run_correct(correct, "call_functions", 0, x, garbage(16 * x.size), x.size).reshape(-1, 16)
+    unsigned, f = x.view(np.uint32), x.view(np.float32)
+    binary = [f"{value:032b}" for value in unsigned.tolist()]
+    with np.errstate(all="ignore"):
+        sums = f * f + f / np.float32(3)
+    for column, expected in enumerate(
+        [
+            [text.count("1") for text in binary],
+            [text[::-1].find("1") + 1 for text in binary],
+            [text.index("1") if "1" in text else 32 for text in binary],
+            np.array([int(text[::-1], 2) for text in binary], np.uint32),
+            np.minimum(x, 7),
+            np.maximum(x, 7),
+            np.maximum(unsigned, 7),
+            f,
+            f,
+            np.fmin(f, np.float32(0.5)),
+            sums,
+            np.floor(f),
+            [text.count("1") for text in binary],
+            x ^ 3,
+            unsigned >> 1,
+            63 - (x & 31),
+        ]
+    ):
+        expected = np.asarray(expected)
+        found = result[:, column].view(np.float32) if expected.dtype == np.float32 else result[:, column]
+        if expected.dtype == np.uint32:
+            found = found.view(np.uint32)
+        np.testing.assert_array_equal(found, expected, err_msg=f"column {column}")
+
+
 # ---- The Python side ------------------------------------------------------------------------------------------------
 
 

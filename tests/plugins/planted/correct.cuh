@@ -129,4 +129,37 @@ extern "C" __global__ void nested_warp_operations(CorrectArgs args) {
     args.out[threadIdx.x] = number * 4 + any_negative * 2 + all_small;
 }
 
+// Each number's bits, read as a float, rounded to binary16; and the lower half of the bits, read as binary16, as a
+// float.
+extern "C" __global__ void convert_halves(CorrectArgs args) {
+    int const i = int(blockIdx.x * blockDim.x + threadIdx.x);
+    if (i >= args.count) return;
+    args.out[2 * i] = to_half(__int_as_float(args.in[i])).bits;
+    args.out[2 * i + 1] = __float_as_int(to_float(half{static_cast<unsigned short>(args.in[i] & 0xffff)}));
+}
+
+// What the functions of one thread give for each number.
+extern "C" __global__ void call_functions(CorrectArgs args) {
+    int const x = args.in[threadIdx.x];
+    float const f = __int_as_float(x), nan = __uint_as_float(0x7fc00000u);
+    int* const out = args.out + 16 * threadIdx.x;
+    out[0] = __popc(uint(x));
+    out[1] = __ffs(x);
+    out[2] = __clz(x);
+    out[3] = int(__brev(uint(x)));
+    out[4] = min(x, 7);
+    out[5] = max(x, 7);
+    out[6] = int(max(x, 7u));  // as unsigned numbers
+    out[7] = __float_as_int(fminf(f, nan));
+    out[8] = __float_as_int(fmaxf(nan, f));
+    out[9] = __float_as_int(min(f, 0.5f));
+    out[10] = __float_as_int(__fadd_rn(__fmul_rn(f, f), __fdiv_rn(f, 3.0f)));
+    out[11] = __float_as_int(floorf(f));
+    out[12] = __popcll(uint64(uint(x)) << 20);
+    int4 const four = make_int4(x, 1, 2, 3);
+    out[13] = four.x ^ four.w;
+    out[14] = int(__float_as_uint(f) >> 1);
+    out[15] = __clzll(1ll << (x & 31));
+}
+
 }  // namespace edge_mrcnn
