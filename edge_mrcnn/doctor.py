@@ -75,7 +75,7 @@ PACKAGES = (
     Package("onnx_graphsurgeon", ("onnx-graphsurgeon",), "compile", "passes over the model"),
     Package("tensorrt_rtx", ("tensorrt-rtx",), "rtx", "engines for RTX desktops, built with or without a GPU"),
     Package("tensorrt", ("tensorrt",), "tensorrt", "engines for Jetsons and data-centre GPUs, built on the device"),
-    Package("cuda", ("cuda-core",), "gpu-cu13", "running engines (a later version; gpu-cu12 for CUDA 12)"),
+    Package("cuda", ("cuda-core",), "gpu-cu13", "running engines (gpu-cu12 for CUDA 12)"),
     Package("pycocotools", ("pycocotools",), "eval", "COCO average precision"),
     Package("torch", ("torch",), "train", "training and export"),
     Package("torchvision", ("torchvision",), "train", "training and export"),
