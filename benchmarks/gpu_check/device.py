@@ -182,20 +182,23 @@ class GpuMemory:
     def download(self, values: Array, address: int) -> None:
         """Copy from the GPU into an array."""
         if values.nbytes:
-            with self.context.activate():
-                memory.copy_to_host(values.ctypes.data, address, values.nbytes, self.stream)
+            with memory.PinnedBuffer(self.context, values.nbytes) as pinned, self.context.activate():
+                memory.copy_to_host(pinned.address, address, values.nbytes, self.stream)
                 self.stream.synchronize()
+                values[...] = pinned.view(values.dtype, values.shape)
 
     def _place(self, stored: Array, shape: tuple[int, ...], layout: Layout) -> GpuArray:
-        size = stored.nbytes + 2 * self.guard
-        buffer = memory.DeviceBuffer(self.context, max(size, 1))
+        buffer = memory.DeviceBuffer(self.context, max(stored.nbytes + 2 * self.guard, 1))
         self._buffers.append(buffer)
         address = buffer.address + self.guard
         with self.context.activate():
             memory.fill(buffer.address, POISON, buffer.nbytes, self.stream)
-            if stored.nbytes:
-                memory.copy_to_device(address, stored.ctypes.data, stored.nbytes, self.stream)
             self.stream.synchronize()
+        if stored.nbytes:
+            with memory.PinnedBuffer(self.context, stored.nbytes) as pinned, self.context.activate():
+                pinned.view(stored.dtype, stored.shape)[...] = stored
+                memory.copy_to_device(address, pinned.address, stored.nbytes, self.stream)
+                self.stream.synchronize()
         return GpuArray(self, stored, Tensor(address, shape, stored.dtype.name, layout))
 
     def _check_guards(self) -> None:

@@ -27,7 +27,7 @@ PARTS = (
     Part("timing: DetectionNms", f"{PACKAGE}.timing:time_detections", 60),
     Part("sanitizer: memcheck", f"{PACKAGE}.sanitizer:memcheck", 60),
     Part("sanitizer: racecheck", f"{PACKAGE}.sanitizer:racecheck", 60),
-    Part("build: library", f"{PACKAGE}.build:build_library", 60),
+    Part("build: library", f"{PACKAGE}.build:build_library", 90),
     Part("engines: bundled model", f"{PACKAGE}.engines:check_bundled", 120),
     Part("engines: resnet50", f"{PACKAGE}.engines:check_resnet", 150),
 )

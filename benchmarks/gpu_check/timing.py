@@ -150,6 +150,8 @@ def bench_pooling(bench: Bench, sets: Sequence[Case], emit: Emit) -> None:
     pool = Pooler(sets[0].attributes)
     for dtype in ("float32", "float16"):
         tensors = _upload_all(bench, sets, dtype)
+        for x in tensors:
+            x[0] = x[0].to(x[1].dtype)  # roi_align takes one type; the conversion is not its own
         emit(_time_theirs(bench, sets[0], POOLER, dtype, [functools.partial(pool, x) for x in tensors]))
         for x in tensors:
             x[1:] = [level.contiguous(memory_format=torch.channels_last) for level in x[1:]]
