@@ -1,7 +1,8 @@
 """One generic TensorRT plugin, driven by `OpSpec`: fields, creation, output types and shapes, formats, serialisation.
 
-This is the contract half, all that building an engine needs. The run-time half (CUDA kernels) is not in this version:
-an engine built here can be inspected and shipped, and `enqueue` says that it cannot run yet.
+It stands in where the C++ library is not, which a pip-installed TensorRT has no headers to build: the same inputs,
+outputs, fields and formats, so that an engine built with either runs with the other. What it does when the engine runs
+is in `enqueue.py`; nothing here touches a GPU, so that engines can be built without one.
 
 Class-based `IPluginV3` and `IPluginCreatorV3One` are the only form that TensorRT 10.3 to 11 and TensorRT-RTX share.
 """
@@ -15,8 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from edge_mrcnn.errors import PluginError
-from edge_mrcnn.gpu.tensorrt_api import TensorRtApi
+from edge_mrcnn.errors import EdgeMrcnnError, PluginError
+from edge_mrcnn.gpu.enqueue import Enqueuer
+from edge_mrcnn.gpu.library import load_plugins, missing_creators
+from edge_mrcnn.gpu.tensorrt_api import TensorRtApi, describe
 from edge_mrcnn.ops import DOMAIN, OPS, VERSION, AttributeKind, OpSpec
 
 _log = logging.getLogger(__name__)
@@ -32,24 +35,26 @@ _FIELD_TYPES: Mapping[AttributeKind, tuple[str, Any]] = {
 
 
 def register_plugins(api: TensorRtApi) -> list[Any]:
-    """Register a creator for each op, unless one of that name and version is there already (the C++ library's).
+    """Give TensorRT a plugin for each op: the C++ library's where there is one, else this module's.
 
     Returns:
-        The creators registered; TensorRT does not own them, so keep them as long as anything uses the plugins.
+        The creators registered here; TensorRT does not own them, so keep them as long as anything uses the plugins.
 
     Raises:
-        PluginError: TensorRT refused one.
+        PluginError: The library does not load, or TensorRT refused a plugin.
     """
+    library = load_plugins(api)
     registry = api.module.get_plugin_registry()
     registered = []
-    for op in OPS.values():
-        if registry.get_creator(op.name, VERSION, DOMAIN) is not None:
-            _log.info("%s: a plugin is registered already and is used", op.name)
-            continue
-        creator = _creator_class(api)(op)
+    for name in missing_creators(registry):
+        creator = _creator_class(api)(OPS[name])
         if not registry.register_creator(creator, DOMAIN):
-            raise PluginError(f"TensorRT {api.version} refused the plugin {DOMAIN}.{op.name} version {VERSION}")
+            raise PluginError(f"{describe(api.flavour)} {api.version} refused the plugin {DOMAIN}.{name} {VERSION}")
         registered.append(creator)
+    if registered:
+        _log.info("plugins in Python, their kernels compiled by NVRTC: %s", ", ".join(c.name for c in registered))
+    elif library is None:
+        _log.info("plugins: those that are registered already")
     return registered
 
 
@@ -86,6 +91,7 @@ class _Plugin:
         # On the instance: as class attributes TensorRT does not see them, and parsing dies.
         self.num_outputs = len(op.outputs)
         self.plugin_name, self.plugin_version, self.plugin_namespace = op.name, VERSION, DOMAIN
+        self._enqueuer = Enqueuer(api, op, self.attributes)
 
     def clone(self) -> Any:
         return type(self)(self.api, self.op, self.attributes)
@@ -112,25 +118,32 @@ class _Plugin:
 
     def supports_format_combination(self, position: int, tensors: Sequence[Any], num_inputs: int) -> bool:
         trt, specs = self.api.module, self._specs(num_inputs)
-        desc = tensors[position].desc
-        if desc.format != trt.TensorFormat.LINEAR:
+        linear, channels_last = trt.TensorFormat.LINEAR, trt.TensorFormat.HWC8
+        desc, spec = tensors[position].desc, specs[position]
+        if spec.dtype != "features":
+            return bool(desc.format == linear and desc.type == (trt.int32 if spec.dtype == "int32" else trt.float32))
+        position_of_first = next(i for i, other in enumerate(specs) if other.dtype == "features")
+        first = tensors[position_of_first].desc
+        if desc.type not in (trt.float32, trt.float16) or desc.type != first.type:
             return False
-        wanted = specs[position].dtype
-        if wanted != "features":
-            return bool(desc.type == (trt.int32 if wanted == "int32" else trt.float32))
-        first = next(i for i, spec in enumerate(specs) if spec.dtype == "features")
-        if position == first:
-            return desc.type in (trt.float32, trt.float16)
-        return bool(desc.type == tensors[first].desc.type)
+        if position < num_inputs and desc.format != first.format:  # the output's layout is free
+            return False
+        maps = len(spec.shape) == 4
+        return bool(desc.format == linear or (desc.format == channels_last and desc.type == trt.float16 and maps))
 
     def configure_plugin(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
         """Nothing depends on the shapes before they are known for good."""
 
     def on_shape_change(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
-        """Nothing is kept per shape."""
+        self._enqueuer.forget()
 
     def attach_to_context(self, context: Any) -> Any:
-        return self.clone()
+        attached = self.clone()
+        try:
+            attached._enqueuer.prepare()
+        except EdgeMrcnnError as error:  # enqueue tries again, and raises it where it reaches the caller
+            _log.debug("%s cannot load its kernels yet: %s", self.op.name, error)
+        return attached
 
     def set_tactic(self, tactic: int) -> None:
         """There is one way to compute it."""
@@ -139,17 +152,27 @@ class _Plugin:
         return []
 
     def get_workspace_size(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
-        return 0
+        return self._enqueuer.workspace_bytes(inputs, outputs)
 
     def get_fields_to_serialize(self) -> Any:
         self._serialised = make_fields(self.api, self.op, self.attributes)
         return self.api.module.PluginFieldCollection(self._serialised)
 
-    def enqueue(self, *unused: Any) -> None:
-        raise PluginError(
-            f"{self.op.name} has no CUDA kernel in this version of edge_mrcnn, so this engine cannot run yet; "
-            "run model.onnx instead, on the CPU: edge-mrcnn run model.onnx SOURCE"
-        )
+    def enqueue(
+        self,
+        input_desc: Sequence[Any],
+        output_desc: Sequence[Any],
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        workspace: int,
+        stream: int,
+    ) -> None:
+        try:
+            self._enqueuer.run(input_desc, output_desc, inputs, outputs, workspace, stream)
+        except Exception as error:
+            # TensorRT turns it into a failed execution and keeps the reason to itself.
+            _log.error("%s: %s", self.op.name, error, exc_info=not isinstance(error, EdgeMrcnnError))
+            raise
 
     def _specs(self, num_inputs: int) -> list[Any]:
         return [*self.op.expand_inputs(self.op.levels(num_inputs)), *self.op.outputs]

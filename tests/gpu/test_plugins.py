@@ -55,7 +55,8 @@ def test_a_missing_field_is_an_error_of_ours(api: TensorRtApi) -> None:
         read_fields(OPS["DetectionNms"], fields)
 
 
-def test_creators_are_found_by_name_version_and_namespace(api: TensorRtApi) -> None:
+def test_creators_are_found_by_name_version_and_namespace(api: TensorRtApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGE_MRCNN_PLUGINS", "off")
     registry = api.module.get_plugin_registry()
     creators = register_plugins(api)
     try:
@@ -87,21 +88,59 @@ INPUT_TYPES = {
 
 @pytest.mark.parametrize("features", ["float16", "float32"])
 @pytest.mark.parametrize("name", OPS)
-def test_types_and_formats(api: TensorRtApi, name: str, features: str) -> None:
+def test_types(api: TensorRtApi, name: str, features: str) -> None:
     trt = api.module
-    names = {"f32": trt.float32, "i32": trt.int32, "T": getattr(trt, features)}
-    inputs, outputs = ([names[key] for key in text.split()] for text in INPUT_TYPES[name])
+    inputs, outputs = types_of(api, name, features)
     plugin = make_plugin(api, name)
     assert plugin.get_output_data_types(inputs) == outputs
     linear = [describe(dtype, trt.TensorFormat.LINEAR) for dtype in [*inputs, *outputs]]
     for position in range(len(linear)):
         assert plugin.supports_format_combination(position, linear, len(inputs))
-        for wrong in (
-            describe(trt.int8, trt.TensorFormat.LINEAR),
-            describe(linear[position].desc.type, trt.TensorFormat.HWC8),
-        ):
-            changed = [*linear[:position], wrong, *linear[position + 1 :]]
-            assert not plugin.supports_format_combination(position, changed, len(inputs))
+        wrong = describe(trt.int8, trt.TensorFormat.LINEAR)
+        changed = [*linear[:position], wrong, *linear[position + 1 :]]
+        assert not plugin.supports_format_combination(position, changed, len(inputs))
+
+
+FORMATS = [
+    # op, features, formats of its inputs and outputs (L: linear, C: channels last by eights), the first wrong position
+    ("RpnProposals", "float16", "LCCCC L", None),
+    ("RpnProposals", "float32", "LCCCC L", 1),
+    ("RpnProposals", "float16", "LLLCL L", 3),
+    ("RpnProposals", "float16", "LCLCC L", 2),
+    ("RpnProposals", "float16", "CLLLL L", 0),
+    ("RpnProposals", "float16", "LLLLL C", 5),
+    ("PyramidRoiAlign", "float16", "LCCC C", None),
+    ("PyramidRoiAlign", "float16", "LCCC L", None),
+    ("PyramidRoiAlign", "float16", "LLLL C", None),
+    ("PyramidRoiAlign", "float32", "LLLL C", 4),
+    ("PyramidRoiAlign", "float16", "LCCL C", 3),
+    ("PyramidRoiAlign", "float16", "LLLL 4", 4),
+    ("DetectionNms", "float16", "LLCL LLLL", 2),  # two dimensions have no channels-last layout
+    ("DetectionNms", "float16", "LLLL LCLL", 5),
+]
+
+
+@pytest.mark.parametrize(("name", "features", "formats", "wrong"), FORMATS)
+def test_layouts(api: TensorRtApi, name: str, features: str, formats: str, wrong: int | None) -> None:
+    trt = api.module
+    letters = {"L": trt.TensorFormat.LINEAR, "C": trt.TensorFormat.HWC8, "4": trt.TensorFormat.CHW4}
+    inputs, outputs = types_of(api, name, features)
+    layouts = [letters[letter] for letter in formats.replace(" ", "")]
+    tensors = [describe(dtype, layout) for dtype, layout in zip([*inputs, *outputs], layouts, strict=True)]
+    plugin = make_plugin(api, name)
+    refused = [
+        position
+        for position in range(len(tensors))
+        if not plugin.supports_format_combination(position, tensors, len(inputs))
+    ]
+    assert refused[:1] == ([] if wrong is None else [wrong])
+
+
+def types_of(api: TensorRtApi, name: str, features: str) -> tuple[list[Any], list[Any]]:
+    trt = api.module
+    names = {"f32": trt.float32, "i32": trt.int32, "T": getattr(trt, features)}
+    inputs, outputs = ([names[key] for key in text.split()] for text in INPUT_TYPES[name])
+    return inputs, outputs
 
 
 def test_mixed_feature_types_are_not_supported(api: TensorRtApi) -> None:
@@ -150,8 +189,15 @@ def test_output_shapes_are_expressions_of_the_inputs(
     assert plugin.get_output_shapes(inputs, [], Expressions()) == outputs
 
 
-def test_enqueue_says_that_there_is_no_kernel_yet(api: TensorRtApi) -> None:
-    with pytest.raises(
-        PluginError, match=r"RpnProposals has no CUDA kernel in this version.*edge-mrcnn run model\.onnx"
-    ):
-        make_plugin(api, "RpnProposals").enqueue([], [], [], [], 0, 0)
+def test_the_log_says_which_plugins_are_used(
+    api: TensorRtApi, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("EDGE_MRCNN_PLUGINS", "off")
+    caplog.set_level("INFO")
+    registry = api.module.get_plugin_registry()
+    creators = register_plugins(api)
+    try:
+        assert "plugins in Python, their kernels compiled by NVRTC: RpnProposals, PyramidRoiAlign" in caplog.text
+    finally:
+        for creator in creators:
+            registry.deregister_creator(creator)

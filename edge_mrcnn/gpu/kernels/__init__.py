@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
-import importlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
+from edge_mrcnn.gpu.kernels import detection_nms, pyramid_roi_align, rpn_proposals
 from edge_mrcnn.gpu.launches import Launch, Tensor
-
-_MODULES = {
-    "RpnProposals": "rpn_proposals",
-    "PyramidRoiAlign": "pyramid_roi_align",
-    "DetectionNms": "detection_nms",
-}
 
 
 class Plan(Protocol):
@@ -21,11 +14,9 @@ class Plan(Protocol):
 
     Attributes:
         SOURCE: Its file below `plugins/`.
-        Args: The parameter of its kernels, as the C++ struct of that name lays it out.
     """
 
     SOURCE: str
-    Args: type[ctypes.Structure]
 
     def workspace_bytes(
         self, attributes: Mapping[str, Any], inputs: Sequence[Tensor], outputs: Sequence[Tensor]
@@ -52,6 +43,13 @@ class Plan(Protocol):
         """
 
 
+_PLANS: Mapping[str, Plan] = {
+    "RpnProposals": rpn_proposals,
+    "PyramidRoiAlign": pyramid_roi_align,
+    "DetectionNms": detection_nms,
+}
+
+
 def plan_of(op: str) -> Plan:
     """The module of an op of edge_mrcnn/ops.py, by its name."""
-    return cast(Plan, importlib.import_module(f"{__name__}.{_MODULES[op]}"))
+    return _PLANS[op]
