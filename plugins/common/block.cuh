@@ -7,6 +7,7 @@
 namespace edge_mrcnn {
 
 constexpr int kMaxWarps = 32;
+constexpr float kHighestFloat = 3.40282347e38f;
 
 __device__ __forceinline__ int lane_index() { return static_cast<int>(threadIdx.x) % kWarp; }
 __device__ __forceinline__ int warp_index() { return static_cast<int>(threadIdx.x) / kWarp; }

@@ -48,22 +48,16 @@ __device__ inline bool decode_candidate(BoxCoder const& coder, float4 reference,
     return large && is_finite(deltas) && is_finite(decoded);  // fminf and fmaxf hide a NaN
 }
 
-//! Threshold on intersection over union. A box without area overlaps none.
-//! Most pairs are settled without a division: the union is at least as large as either box, so the intersection must
-//! exceed that part of box b, too. The filter is so much below the threshold that rounding cannot matter.
-struct IouThreshold {
-    float limit, filter;
+//! Area that two boxes share; not positive where they share none.
+__device__ __forceinline__ float intersection(float4 a, float4 b) {
+    float const width = fminf(a.z, b.z) - fmaxf(a.x, b.x);
+    float const height = fminf(a.w, b.w) - fmaxf(a.y, b.y);
+    return __fmul_rn(fmaxf(width, 0.0f), height);
+}
 
-    __device__ explicit IouThreshold(float threshold) : limit(threshold), filter(threshold * 0.999f) {}
-
-    __device__ __forceinline__ bool exceeded_by(float4 a, float area_a, float4 b, float area_b) const {
-        float const width = fminf(a.z, b.z) - fmaxf(a.x, b.x);
-        float const height = fminf(a.w, b.w) - fmaxf(a.y, b.y);
-        float const inter = __fmul_rn(fmaxf(width, 0.0f), height);
-        if (!(inter > filter * area_b)) return false;
-        float const joint = __fadd_rn(__fadd_rn(area_a, area_b), -inter);
-        return __fdiv_rn(inter, joint) > limit;
-    }
-};
+//! Intersection over union, of boxes that share an area.
+__device__ __forceinline__ float iou(float inter, float area_a, float area_b) {
+    return __fdiv_rn(inter, __fadd_rn(__fadd_rn(area_a, area_b), -inter));
+}
 
 }  // namespace edge_mrcnn

@@ -10,7 +10,6 @@ namespace edge_mrcnn {
 constexpr int kDigitBits = 12;
 constexpr int kDigits = 1 << kDigitBits;
 constexpr int kSharedKeys = kDigits / 2;  // fill the histogram's place
-constexpr float kLowestFloat = -3.40282347e38f;
 
 //! Key of a number that is not NaN; 0 and -0 are equal.
 __device__ __forceinline__ uint64 make_key(float number, uint index) {

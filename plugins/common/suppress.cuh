@@ -9,22 +9,63 @@ namespace edge_mrcnn {
 //! What `suppress` needs of shared memory.
 struct SuppressScratch {
     float4 boxes[kWarp * kMaxWarps];  // each thread's candidate
-    struct Kept {                     // what a warp keeps
+    struct Kept {                     // what a warp keeps; boxes past the last are empty
         float4 boxes[kWarp];
         float areas[kWarp];
         uint lanes;
     } kept[2];
 };
 
-//! Of the warp's boxes those of lower lanes that overlap this lane's, as bits.
-__device__ __forceinline__ uint find_overlaps(float4 const* boxes, float4 box, float area, IouThreshold threshold) {
-    uint overlaps = 0;
-#pragma unroll 4
-    for (int lane = 0; lane < kWarp - 1; ++lane) {
-        float4 const other = boxes[lane];
-        bool const overlap = lane < lane_index() && threshold.exceeded_by(other, area_of(other), box, area);
-        overlaps |= static_cast<uint>(overlap) << lane;
+//! A thread's candidate, in registers.
+struct Candidate {
+    float4 box;
+    float area;
+    float bound;  // an intersection up to it is too small to matter
+    bool gone;
+
+    //! The union is at least as large as either box, so that most pairs need no division: what the intersection exceeds
+    //! is a part of this box, less a thousandth, which is more than rounding amounts to.
+    __device__ Candidate(float4 box, bool gone, float threshold)
+        : box(box), area(area_of(box)), bound(0.999f * threshold * area), gone(false) {
+        if (gone) drop();
     }
+
+    __device__ __forceinline__ void drop() {
+        gone = true;
+        bound = kHighestFloat;
+    }
+};
+
+//! Calls `use(k, intersection)` for those of `number` boxes whose intersection with the candidate exceeds its bound,
+//! except where `wanted(k)` is false. Four at a time, so that their loads and sums overlap and one branch serves all.
+template <typename Wanted, typename Use>
+__device__ __forceinline__ void for_each_close(float4 const* boxes, int number, Candidate const& candidate,
+                                               Wanted wanted, Use use) {
+    constexpr int kAtOnce = 4;
+    for (int first = 0; first < number; first += kAtOnce) {
+        float shared[kAtOnce];
+        bool close = false;
+#pragma unroll
+        for (int k = 0; k < kAtOnce; ++k) {
+            shared[k] = wanted(first + k) ? intersection(boxes[first + k], candidate.box) : 0.0f;
+            close |= shared[k] > candidate.bound;
+        }
+        if (!close) continue;
+#pragma unroll
+        for (int k = 0; k < kAtOnce; ++k) {
+            if (shared[k] > candidate.bound) use(first + k, shared[k]);
+        }
+    }
+}
+
+//! Those of the warp's candidates in lower lanes that overlap this lane's, as bits.
+__device__ __forceinline__ uint find_overlaps(float4 const* boxes, Candidate const& candidate, float threshold) {
+    uint overlaps = 0;
+    for_each_close(
+        boxes, kWarp, candidate, [](int lane) { return lane < lane_index(); },
+        [&](int lane, float inter) {
+            if (iou(inter, area_of(boxes[lane]), candidate.area) > threshold) overlaps |= 1u << lane;
+        });
     return overlaps;
 }
 
@@ -50,6 +91,24 @@ __device__ __forceinline__ uint lowest_bits(uint bits, int most) {
 //! Number of lanes below this one.
 __device__ __forceinline__ int rank_among(uint lanes) { return __popc(lanes & ((1u << lane_index()) - 1)); }
 
+//! Hands over the candidates of the mask `lanes`, packed.
+__device__ __forceinline__ void publish(uint lanes, Candidate const& candidate, SuppressScratch::Kept& kept) {
+    bool const mine = lanes >> lane_index() & 1;
+    int const rank = rank_among(lanes), place = mine ? rank : __popc(lanes) + lane_index() - rank;
+    kept.boxes[place] = mine ? candidate.box : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    kept.areas[place] = candidate.area;
+    if (lane_index() == 0) kept.lanes = lanes;
+}
+
+//! Drops the candidate if one of the boxes overlaps it.
+template <typename Wanted, typename Area>
+__device__ __forceinline__ void drop_overlapped(float4 const* boxes, int number, Wanted wanted, Area area,
+                                                float threshold, Candidate& candidate) {
+    for_each_close(boxes, number, candidate, wanted, [&](int k, float inter) {
+        if (iou(inter, area(k), candidate.area) > threshold) candidate.drop();
+    });
+}
+
 //! Greedy NMS over candidates, the best first, until `most` are kept; returns how many. Called by the whole block.
 //!
 //! `load(i, box)` gives candidate i's box, or false for one that is none. `kept_boxes` becomes the list of boxes kept.
@@ -60,47 +119,38 @@ __device__ __forceinline__ int rank_among(uint lanes) { return __popc(lanes & ((
 //! waiting as soon as all before it have chosen. What it keeps goes to the others, past one barrier, and these drop
 //! what overlaps it. Where there are more candidates than threads, the next ones are first held against all those kept.
 template <typename Load, typename Keep>
-__device__ inline int suppress(int count, float iou, int most, float4* kept_boxes, SuppressScratch& scratch, Load load,
-                               Keep keep) {
-    IouThreshold const threshold(iou);
-    int const threads = static_cast<int>(blockDim.x);
+__device__ inline int suppress(int count, float threshold, int most, float4* kept_boxes, SuppressScratch& scratch,
+                               Load load, Keep keep) {
     int total = 0;
-    for (int first = 0; first < count && total < most; first += threads) {
+    for (int first = 0; first < count && total < most; first += static_cast<int>(blockDim.x)) {
         int const i = first + static_cast<int>(threadIdx.x);
         float4 box = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        bool gone = !(i < count && load(i, box));
-        float const area = area_of(box);
-        for (int k = 0; k < total; ++k) {
-            if (threshold.exceeded_by(kept_boxes[k], area_of(kept_boxes[k]), box, area)) gone = true;
-        }
+        bool const there = i < count && load(i, box);
+        Candidate candidate(box, !there, threshold);
+        drop_overlapped(
+            kept_boxes, total, [&](int k) { return k < total; }, [&](int k) { return area_of(kept_boxes[k]); },
+            threshold, candidate);
         scratch.boxes[threadIdx.x] = box;
         __syncwarp();
-        uint const overlaps = find_overlaps(scratch.boxes + warp_index() * kWarp, box, area, threshold);
+        uint const overlaps = find_overlaps(scratch.boxes + warp_index() * kWarp, candidate, threshold);
         for (int warp = 0; warp < warp_count() && first + warp * kWarp < count && total < most; ++warp) {
             SuppressScratch::Kept& kept = scratch.kept[warp % 2];
             if (warp_index() == warp) {
-                uint const candidates = __ballot_sync(kAllLanes, !gone);
-                uint const lanes = lowest_bits(choose_greedily(overlaps, candidates), most - total);
-                if (lanes >> lane_index() & 1) {
-                    kept.boxes[rank_among(lanes)] = box;
-                    kept.areas[rank_among(lanes)] = area;
-                }
-                if (lane_index() == 0) kept.lanes = lanes;
+                uint const candidates = __ballot_sync(kAllLanes, !candidate.gone);
+                publish(lowest_bits(choose_greedily(overlaps, candidates), most - total), candidate, kept);
             }
             __syncthreads();
             uint const lanes = kept.lanes;
-            int const number = __popc(lanes);
             if (warp_index() == warp) {
                 int const rank = total + rank_among(lanes);
                 if (lanes >> lane_index() & 1) kept_boxes[rank] = box;
                 keep(lanes, i, rank);
-            } else if (warp_index() > warp && !__all_sync(kAllLanes, gone)) {
-#pragma unroll 4
-                for (int k = 0; k < number; ++k) {
-                    if (threshold.exceeded_by(kept.boxes[k], kept.areas[k], box, area)) gone = true;
-                }
+            } else if (warp_index() > warp && !__all_sync(kAllLanes, candidate.gone)) {
+                drop_overlapped(
+                    kept.boxes, __popc(lanes), [](int) { return true; }, [&](int k) { return kept.areas[k]; },
+                    threshold, candidate);
             }
-            total += number;
+            total += __popc(lanes);
         }
         __syncthreads();  // the list of boxes is complete
     }

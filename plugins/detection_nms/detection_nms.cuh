@@ -95,7 +95,7 @@ __device__ void nms_scores(DetectionNmsArgs const& args) {
     T const* const logits = static_cast<T const*>(args.class_logits) + static_cast<long long>(row) * args.classes;
     int const classes = exists ? args.classes : 0;
 
-    float highest = kLowestFloat;
+    float highest = -kHighestFloat;
 #pragma unroll 4
     for (int k = part; k < classes; k += kLanes)
         highest = fmaxf(highest, to_float(logits[k]));

@@ -129,7 +129,7 @@ __device__ __forceinline__ void for_each_logit(Map const& map, int picture, Use 
 #pragma unroll
         for (int k = 0; k < kRpnScanPixels; ++k) {
             int const pixel = first + k * kRpnScanThreads;
-            bool const candidate = pixel < pixels && logit[k] >= kLowestFloat;  // NaN and minus infinity are none
+            bool const candidate = pixel < pixels && logit[k] >= -kHighestFloat;  // NaN and minus infinity are none
             use(candidate ? make_key(logit[k], static_cast<uint>(pixel * map.channels + anchor)) : 0);
         }
     }
