@@ -5,6 +5,8 @@
 
 #include "common/launch.hpp"
 #include "detection_nms/args.cuh"
+#include "letterbox/args.cuh"
+#include "paste_masks/args.cuh"
 #include "pyramid_roi_align/args.cuh"
 #include "rpn_proposals/args.cuh"
 
@@ -25,5 +27,9 @@ bool supports(DetectionNmsArgs const& args);
 cudaError_t enqueue(RpnProposalsArgs const& args, DataType type, cudaStream_t stream);
 cudaError_t enqueue(PyramidRoiAlignArgs const& args, DataType type, cudaStream_t stream);
 cudaError_t enqueue(DetectionNmsArgs const& args, DataType type, cudaStream_t stream);
+
+//! The two around the engine, which need no workspace.
+cudaError_t enqueue(LetterboxArgs const& args, cudaStream_t stream);
+cudaError_t enqueue(PasteMasksArgs const& args, DataType type, cudaStream_t stream);
 
 }  // namespace edge_mrcnn
