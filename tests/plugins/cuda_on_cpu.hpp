@@ -9,6 +9,7 @@
 //
 // What cannot be seen: stores that become visible to others late or out of order, as a GPU's may (races.cpp asks for
 // __threadfence between blocks, for nothing within one); blocks that wait for each other (they would wait for ever);
+// threads that meet at one line's barrier in different rounds of a loop, if all do as many;
 // an access that goes from one array into another of the same structure through a plain pointer; divergence that CUDA
 // allows but that is slow; bank conflicts, occupancy, registers; how the GPU rounds expf and exp2f.
 #pragma once
