@@ -114,7 +114,6 @@ class DetectorSubject:
         >>> print("\n".join(bench(subject, sample_pictures((480, 640))).lines()))  # doctest: +SKIP
     """
 
-    includes = "pre: letterboxing; infer: the network; post: boxes, full-size boolean masks pasted"
     pastes_inside = False
 
     def __init__(self, detector: Detector, *, threads: int = 0, name: str | None = None) -> None:
@@ -128,6 +127,7 @@ class DetectorSubject:
         self.detector = detector
         self.name = name or detector.spec.name
         self.backend = detector.backend
+        self.includes = f"{detector.stages}; post: boxes, full-size boolean masks pasted"
         self.threads = threads or usable_cores()
 
     def run(self, image: Picture) -> StageTimes:

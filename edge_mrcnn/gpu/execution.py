@@ -136,8 +136,9 @@ class Engine:
         self._compiled.add(tuple(shapes.values()))
 
     def last_messages(self) -> str:
-        """What TensorRT complained about last; it reports errors through its log alone."""
-        return "; ".join(self._messages) or "it does not say why"
+        """What TensorRT has complained about since this was asked last; it reports errors through its log alone."""
+        messages, self._messages = self._messages, []
+        return "; ".join(messages) or "it does not say why"
 
     def close(self) -> None:
         """Give the engine back; its contexts must be gone."""

@@ -17,7 +17,7 @@ from edge_mrcnn.errors import EngineError
 from edge_mrcnn.frame import Frame
 from edge_mrcnn.runtime.metrics import Timings
 from edge_mrcnn.runtime.preprocess import Geometry, letterbox_batch
-from edge_mrcnn.runtime.runners import Runner, open_runner
+from edge_mrcnn.runtime.runners import PictureRunner, Runner, open_runner
 from edge_mrcnn.spec import ModelSpec
 
 Picture = npt.NDArray[np.uint8]
@@ -73,7 +73,8 @@ class Detector:
         self.threshold = threshold
         self.batch = batch
         self._lock = threading.Lock()
-        self._canvas = np.zeros((batch, *self.spec.input_hw, 3), np.uint8)
+        rows = 0 if isinstance(self._runner, PictureRunner) else batch
+        self._canvas = np.zeros((rows, *self.spec.input_hw, 3), np.uint8)
 
     @property
     def spec(self) -> ModelSpec:
@@ -89,6 +90,13 @@ class Detector:
     def backend(self) -> str:
         """Who runs the network where, such as `onnxruntime-cpu`."""
         return self._runner.backend
+
+    @property
+    def stages(self) -> str:
+        """What the first two stages of `Timings` are, in a few words; it depends on who letterboxes."""
+        if isinstance(self._runner, PictureRunner):
+            return "pre: handing pictures to the GPU; infer: upload, letterboxing, network and download there"
+        return "pre: letterboxing; infer: the network"
 
     @overload
     def __call__(self, frames: Frame | Picture) -> Detections: ...
@@ -140,9 +148,15 @@ class Detector:
 
     def _run(self, pictures: list[Picture]) -> tuple[list[Detections], tuple[int, int, int]]:
         begin = time.perf_counter_ns()
-        images, image_hw, geometries = letterbox_batch(pictures, self.spec.input_hw, self._canvas)
-        ready = time.perf_counter_ns()
-        outputs = self._runner.infer({"images": images, "image_hw": image_hw})
+        geometries: Sequence[Geometry]
+        if isinstance(self._runner, PictureRunner):
+            pending = self._runner.submit_pictures(pictures)
+            ready = time.perf_counter_ns()
+            outputs, geometries = pending.result(), pending.geometries
+        else:
+            images, image_hw, geometries = letterbox_batch(pictures, self.spec.input_hw, self._canvas)
+            ready = time.perf_counter_ns()
+            outputs = self._runner.infer({"images": images, "image_hw": image_hw})
         inferred = time.perf_counter_ns()
         found = [self._read(outputs, row, geometry) for row, geometry in enumerate(geometries)]
         return found, (ready - begin, inferred - ready, time.perf_counter_ns() - inferred)

@@ -13,8 +13,8 @@ class Timings:
     """What one call of a detector took, in nanoseconds, for all its frames together.
 
     Attributes:
-        pre_ns: Letterboxing.
-        infer_ns: The network.
+        pre_ns: Letterboxing; where the GPU does that, handing the pictures over.
+        infer_ns: The network; with a GPU also copies there and back, and letterboxing.
         post_ns: Boxes back to the picture, filtering.
         frames: Frames in the call.
     """

@@ -6,16 +6,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy.typing as npt
 
 from edge_mrcnn.errors import EngineError, ExportError
-from edge_mrcnn.sidecar import EngineSidecar
 from edge_mrcnn.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from edge_mrcnn.runtime.preprocess import Geometry
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +69,41 @@ class Runner(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+class PendingOutputs(Protocol):
+    """A batch under way.
+
+    Attributes:
+        geometries: Where each picture lies on the canvas.
+    """
+
+    @property
+    def geometries(self) -> tuple[Geometry, ...]:
+        """Where each picture lies on the canvas."""
+
+    def result(self) -> dict[str, Array]:
+        """Wait for the outputs.
+
+        Raises:
+            EngineError: The network failed.
+        """
+
+
+@runtime_checkable
+class PictureRunner(Protocol):
+    """A runner that letterboxes pictures itself, on the GPU, and does not wait for the network."""
+
+    def submit_pictures(self, pictures: Sequence[Array]) -> PendingOutputs:
+        """Begin to run the network on pictures.
+
+        Args:
+            pictures: `(h, w, 3)` uint8 RGB each, of any sizes.
+
+        Raises:
+            EngineError: The runner is closed or the network fails.
+            ValueError: There are more pictures than the runner takes.
+        """
 
 
 class OrtRunner:
@@ -166,7 +203,7 @@ class OrtRunner:
 
 
 def open_runner(path: str | Path, threads: int | None = None) -> Runner:
-    """Open a network by its file's suffix: `.onnx` runs on the CPU in ONNX Runtime.
+    """Open a network by its file's suffix: `.onnx` runs on the CPU in ONNX Runtime, `.engine` on a GPU in TensorRT.
 
     Args:
         path: `model.onnx`, or an engine with its sidecar beside it.
@@ -176,8 +213,10 @@ def open_runner(path: str | Path, threads: int | None = None) -> Runner:
         The runner; the caller closes it.
 
     Raises:
-        EngineError: The file is missing, or cannot be run here; engines cannot yet.
+        EngineError: The file is missing, or cannot be run here: what is needed is not installed, or an engine was built
+            for another device or version.
         ExportError: The file is not a network of ours.
+        PluginError: An engine's plugins cannot be had.
         ValueError: The suffix is neither `.onnx` nor `.engine`.
 
     Example:
@@ -189,12 +228,9 @@ def open_runner(path: str | Path, threads: int | None = None) -> Runner:
     if suffix == ".onnx":
         return OrtRunner(path, threads)
     if suffix == ".engine":
-        sidecar = EngineSidecar.load_for(path)
-        raise EngineError(
-            f"{path} is a {sidecar.flavour} {sidecar.precision} engine for {sidecar.target}. Running engines needs an "
-            "NVIDIA GPU and a runner that this version of edge_mrcnn does not have yet; run the ONNX file that it was "
-            "built from on the CPU instead: edge-mrcnn run model.onnx SOURCE"
-        )
+        from edge_mrcnn.runtime.trt_runner import TrtRunner  # a CPU-only device needs nothing of it
+
+        return TrtRunner(path)
     raise ValueError(f"{path} is neither a model.onnx nor an .engine; {_EXPORT}")
 
 

@@ -50,6 +50,7 @@ class FakeStreams:
     """The calls about order; `FakeDriver` has the rest."""
 
     device: Device
+    graphs_launched = 0
     _handles: Iterator[int]
     _objects: dict[int, Any]
 
@@ -164,6 +165,7 @@ class FakeStreams:
         graph = self._objects.get(int(executable))
         if not isinstance(graph, Graph):
             return self._misuse("a graph is launched that is not there")
+        self.graphs_launched += 1
         for op in graph.ops:
             self._put(stream, f"graph: {op.name}", op.run)
         return (OK,)

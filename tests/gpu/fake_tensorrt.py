@@ -261,7 +261,9 @@ class IExecutionContext:
         captured = self._driver.capture_of(stream_handle) is not None
         ready = set(self._addresses) == {*engine._inputs, *engine._rows} and len(self._shapes) == len(engine._inputs)
         ready = ready and (self._memory is not None or not self._managed)
-        if not ready or self._module.failed(engine._logger, "execute"):
+        if self._module.failed(engine._logger, "execute"):
+            return False
+        if not ready:
             engine._logger.log(Severity.ERROR, "an address, a shape or memory is missing")
             return False
         if captured and not self._may_be_captured(shape):

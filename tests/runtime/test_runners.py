@@ -114,13 +114,29 @@ def test_unknown_suffix() -> None:
         open_runner("model.pth")
 
 
-def test_engine_says_what_this_version_can_do(tmp_path: Path) -> None:
+def test_an_engine_without_its_sidecar(tmp_path: Path) -> None:
     engine = tmp_path / "model.rtx-sm_86.fp16.engine"
     with pytest.raises(EngineError, match="there is no engine"):
         open_runner(engine)
     engine.write_bytes(b"plan")
     with pytest.raises(EngineError, match="no sidecar"):
         open_runner(engine)
+
+
+ABSENT = [
+    # module that is not there, what is said
+    ("tensorrt_rtx", "TensorRT-RTX is not installed; pip install 'edge-mrcnn[rtx]'"),
+    ("cuda.bindings.driver", "cuda-bindings is not installed"),
+    ("cuda.bindings.driver", "pip install 'edge-mrcnn[gpu-cu13]'"),
+    ("cuda.bindings.driver", "run the ONNX file that it was built from: edge-mrcnn run model.onnx SOURCE"),
+]
+
+
+@pytest.mark.parametrize(("module", "message"), ABSENT)
+def test_what_an_engine_needs_is_named(tmp_path: Path, rtx: None, module: str, message: str) -> None:
+    """With the real TensorRT-RTX."""
+    engine = tmp_path / "model.rtx-sm_86.fp16.engine"
+    engine.write_bytes(b"plan")
     sidecar = EngineSidecar(
         edge_mrcnn="0",
         flavour="rtx",
@@ -141,7 +157,10 @@ def test_engine_says_what_this_version_can_do(tmp_path: Path) -> None:
         created="",
     )
     sidecar_path(engine).write_text(sidecar.to_json())
-    with pytest.raises(
-        EngineError, match=r"rtx fp16 engine for rtx:sm_86.*GPU.*does not have yet.*edge-mrcnn run model\.onnx"
-    ):
-        open_runner(engine)
+    program = (
+        f"import sys; sys.modules[{module!r}] = None\n"
+        "from edge_mrcnn.runtime.runners import open_runner\n"
+        f"open_runner({str(engine)!r})"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert message in result.stderr.strip().splitlines()[-1]

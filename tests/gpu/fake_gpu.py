@@ -1,0 +1,117 @@
+"""A machine with a stand-in GPU: driver, TensorRT, kernels, and an engine with its sidecar."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge_mrcnn.gpu import cuda, launcher, tensorrt_api
+from edge_mrcnn.gpu.kernels import letterbox
+from edge_mrcnn.runtime import preprocess
+from edge_mrcnn.runtime.runners import OrtRunner
+from edge_mrcnn.sidecar import EngineSidecar, hash_file, plugins_hash, sidecar_path
+from tests.gpu.fake_driver import FakeDriver
+from tests.gpu.fake_tensorrt import FakeTensorRt, serialise_engine
+
+VERSIONS = {"tensorrt": "10.3.0", "rtx": "1.7.1.116"}
+
+
+def letterbox_kernel(driver: FakeDriver, args: Any) -> None:
+    """The kernel by way of the CPU's letterboxing."""
+    hw = args.canvas_height, args.canvas_width
+    canvases = driver.device_view(args.canvas, args.count * hw[0] * hw[1] * 3).reshape(args.count, *hw, 3)
+    contents = driver.device_view(args.image_hw, args.count * 8).view(np.float32).reshape(args.count, 2)
+    for canvas, content, picture in zip(canvases, contents, args.pictures[: args.count], strict=True):
+        source = driver.device_view(picture.pixels, picture.height * picture.pitch)
+        _, geometry = preprocess.letterbox(source.reshape(picture.height, picture.width, 3).copy(), hw, canvas)
+        assert geometry.content_hw == (picture.content_height, picture.content_width)
+        content[:] = geometry.content_hw
+
+
+class FakeGpu:
+    """The machine.
+
+    Args:
+        patch: Puts it in place of the real one.
+        seed: Of the order of work.
+        flavour: Which TensorRT is installed.
+    """
+
+    def __init__(self, patch: pytest.MonkeyPatch, seed: int = 0, flavour: str = "tensorrt", **driver: Any) -> None:
+        kernels = {"letterbox": (letterbox_kernel, letterbox.Args)}
+        self.driver = FakeDriver(seed, kernels, **driver)
+        self.flavour, self.tensorrt = flavour, FakeTensorRt(self.driver, flavour, VERSIONS[flavour])
+        patch.setattr(cuda, "driver", lambda: self.driver)
+        patch.setattr(launcher, "compile_kernels", lambda *_, **__: b"a cubin")
+        patch.setattr(tensorrt_api, "load", lambda flavour: tensorrt_api.TensorRtApi(flavour, self.tensorrt))
+
+    def engine(self, onnx: Path, folder: Path, batch: tuple[int, int, int] = (1, 1, 4), **fields: Any) -> Path:
+        """Write an engine of a network and its sidecar.
+
+        Args:
+            onnx: The network; its outputs' shapes come from its spec.
+            folder: Where to.
+            batch: Smallest, optimal and largest.
+            fields: Of the sidecar, to be different.
+        """
+        with OrtRunner(onnx, threads=1) as network:
+            spec = network.spec
+        rows = spec.detections
+        outputs = {
+            "num_detections": (),
+            "boxes": (rows, 4),
+            "scores": (rows,),
+            "labels": (rows,),
+            "masks": (rows, spec.mask_size, spec.mask_size),
+        }
+        path = folder / f"model.{self.flavour}.fp16.engine"
+        path.write_bytes(serialise_engine(onnx, outputs, batch))
+        full = self.flavour == "tensorrt"
+        sidecar = EngineSidecar(
+            **{
+                "edge_mrcnn": "0.1.0",
+                "flavour": self.flavour,
+                "tensorrt": VERSIONS[self.flavour],
+                "target": "tensorrt" if full else "rtx:sm_86",
+                "device": self.driver.name if full else None,
+                "capability": "sm_86" if full else None,
+                "precision": "fp16",
+                "batch": batch,
+                "spec": spec,
+                "inputs": (),
+                "outputs": (),
+                "layers": (),
+                "onnx_sha256": "",
+                "engine_sha256": hash_file(path),
+                "plugins_sha256": plugins_hash(),
+                "build_key": "",
+                "created": "",
+                **fields,
+            }
+        )
+        sidecar_path(path).write_text(sidecar.to_json())
+        return path
+
+    def check(self) -> None:
+        """Run what is left; no rule of CUDA or TensorRT was broken, and all was given back."""
+        gc.collect()
+        self.driver.finish()
+        assert not list(self.tensorrt.alive), list(self.tensorrt.alive)
+
+
+def expected(network: OrtRunner, pictures: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """What the network says of pictures when the CPU does everything."""
+    images, image_hw, _ = preprocess.letterbox_batch(pictures, network.spec.input_hw)
+    return network.infer({"images": images, "image_hw": image_hw})
+
+
+def assert_same(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> None:
+    """Outputs are equal in what detections there are; ONNX Runtime may leave out rows beyond."""
+    assert set(found) == set(wanted)
+    for name, value in wanted.items():
+        places = tuple(slice(0, length) for length in value.shape)
+        np.testing.assert_array_equal(found[name][places], value, err_msg=name)
