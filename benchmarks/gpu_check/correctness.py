@@ -108,13 +108,14 @@ def check_op(op: str, cases: Iterator[Case], run: Callable[..., list[Array]], de
             name = f"{case.name}, {dtype} {layout}" + (f" to {output_layout}" if op == "PyramidRoiAlign" else "")
             found = run(variant, layout, output_layout)
             for against, compare in references[dtype]:
-                emit(_row(op, name, against, compare(found)))
+                emit(report_row(op, name, against, compare(found)))
             again = run(variant, layout, output_layout)
             if any(a.tobytes() != b.tobytes() for a, b in zip(found, again, strict=True)):
-                emit(_row(op, name, "itself, run again", Agreement(False, 0, 1, 0, 0.0)))
+                emit(report_row(op, name, "itself, run again", Agreement(False, 0, 1, 0, 0.0)))
 
 
-def _row(op: str, name: str, against: str, agreement: Agreement) -> Row:
+def report_row(op: str, name: str, against: str, agreement: Agreement) -> Row:
+    """A comparison as a row."""
     return {
         "op": op, "case": name, "against": against, "ok": agreement.ok, "detail": agreement.text(),
         "worst": agreement.worst,

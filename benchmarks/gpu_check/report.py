@@ -155,8 +155,8 @@ def markdown(results: Sequence[Result], date: str, commit: str | None) -> Iterat
     yield from _describe(facts)
     yield from _section("Targets", ("target", "measured", "met"), _target_cells(judge(results)))
     yield from _section("Parts", ("part", "result", "seconds", ""), _part_cells(results))
-    yield from _section("Correctness", ("op", "comparisons", "good", "worst against gold", "worst against torchvision"),
-                        _correctness_cells(rows_of(results, "correctness")))  # fmt: skip
+    heads: tuple[str, ...] = ("op", "comparisons", "good", "largest difference from")
+    yield from _section("Correctness", heads, _correctness_cells(rows_of(results, "correctness")))
     heads = ("op", "case", "subject", "type, layout", "us", "us in graph", "kernels", "copies", "floor us", "of floor")
     cells = _timing_cells(rows_of(results, "timing"), facts.get("copy_gb_s"))
     yield from _section("Timing", heads, cells)
@@ -217,12 +217,11 @@ def _correctness_cells(rows: Sequence[Row]) -> list[list[str]]:
     cells = []
     for op in dict.fromkeys(row["op"] for row in rows):
         own = [row for row in rows if row["op"] == op]
-        worst = [
-            max((row["worst"] for row in own if row["against"] == other), default=None)
-            for other in ("gold", "torchvision")
-        ]
-        good = sum(row["ok"] for row in own)
-        cells.append([op, str(len(own)), str(good), *("-" if w is None else f"{w:.2g}" for w in worst)])
+        worst = dict.fromkeys((row["against"] for row in own), 0.0)
+        for row in own:
+            worst[row["against"]] = max(worst[row["against"]], row["worst"])
+        words = ", ".join(f"{other} {value:.2g}" for other, value in worst.items())
+        cells.append([op, str(len(own)), str(sum(row["ok"] for row in own)), words])
     return cells
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import itertools
-import logging
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 
+from benchmarks.gpu_check import pictures
 from benchmarks.gpu_check.cases import CASES
 from benchmarks.gpu_check.correctness import VARIANTS, run_op
 from benchmarks.gpu_check.device import GpuMemory, Launcher, find_tool, open_gpu
@@ -15,8 +18,6 @@ from benchmarks.gpu_check.isolation import ROOT, Emit, Skipped
 
 FOUND_SOMETHING = 99
 CASES_PER_OP = 8
-
-_log = logging.getLogger(__name__)
 
 
 def memcheck(emit: Emit) -> None:
@@ -52,15 +53,32 @@ def main() -> int:
     """Run each op a few times, without guards around the arrays and without torch: both would hide things."""
     launcher = Launcher(open_gpu())
     runs = 0
-    for op, make in CASES.items():
-        small = (case for case in make() if case.gold)
-        for case, variant in itertools.product(itertools.islice(small, CASES_PER_OP), VARIANTS[op]):
-            dtype, layout, output_layout = variant
-            with GpuMemory(launcher, guard_bytes=0) as gpu:
-                run_op(gpu, case.cast(dtype), layout, output_layout)
-            runs += 1
+    for run in _runs():
+        with GpuMemory(launcher, guard_bytes=0) as gpu:
+            run(gpu)
+        runs += 1
     sys.stdout.write(f"ran {runs} plans\n")
     return 0
+
+
+def _runs() -> Iterator[Callable[[GpuMemory], object]]:
+    """What to run: of each op the first cases in every type and layout, and the kernels around the network."""
+    for op, make in CASES.items():
+        small = itertools.islice((case for case in make() if case.gold), CASES_PER_OP)
+        for case, (dtype, layout, output_layout) in itertools.product(small, VARIANTS[op]):
+            yield functools.partial(run_op, case=case.cast(dtype), layout=layout, output_layout=output_layout)
+    if importlib.util.find_spec("cv2") is None:  # which knows how a picture fits on a canvas
+        return
+    for _, picture, pixel_format, canvas_hw in pictures.letterbox_cases():
+        yield functools.partial(
+            pictures.run_letterbox,
+            picture=picture,
+            pixel_format=pixel_format,
+            content=canvas_hw,
+            canvas_hw=canvas_hw,
+        )
+    for _, found in pictures.paste_cases():
+        yield functools.partial(pictures.run_paste, case=found)
 
 
 if __name__ == "__main__":

@@ -188,45 +188,49 @@ def _upload_all(bench: Bench, sets: Sequence[Case], dtype: str) -> list[list[Any
 
 
 def _time_ours(bench: Bench, sets: Sequence[Case], dtype: str, layout: Layout, output_layout: Layout = "linear") -> Row:
-    """One row for our kernels."""
-    import torch
-
+    """One row for an op of ours."""
     case = sets[0].cast(dtype)
     plans = [plan_on(one.cast(dtype), bench.device, layout, output_layout) for one in sets]
-    calls = [functools.partial(bench.run, launches) for launches, _ in plans]
-    with torch.inference_mode():
-        plain, graph = bench.clock.plain_us(calls), bench.clock.graph_us(calls)
-    return {
-        "op": case.op,
-        "case": case.name,
-        "subject": OURS,
-        "dtype": dtype,
-        "layout": f"{layout} to {output_layout}" if case.op == "PyramidRoiAlign" else layout,
-        "plain_us": round(plain, 2),
-        "graph_us": round(graph, 2),
-        "kernels": len(plans[0][0]),
-        "copies": 0,
-        "floor_bytes": floor_bytes(case),
-    }
+    both = f"{layout} to {output_layout}" if case.op == "PyramidRoiAlign" else layout
+    return time_plans(bench, (case.op, case.name, dtype, both), [launches for launches, _ in plans], floor_bytes(case))
 
 
 def _time_theirs(bench: Bench, case: Case, name: str, dtype: str, calls: Sequence[Call]) -> Row:
-    """One row for torchvision; its ops wait for the GPU within, so no CUDA graph can hold them."""
+    """One row for torchvision."""
+    return time_calls(bench, (case.op, case.name, dtype, "linear"), f"torchvision {name}", calls)
+
+
+def time_plans(bench: Bench, what: tuple[str, str, str, str], plans: Sequence[Sequence[Launch]], nbytes: int) -> Row:
+    """One row for our kernels.
+
+    Args:
+        bench: The machine.
+        what: Op, case, type and layout.
+        plans: One for each of the inputs that take turns.
+        nbytes: That have to be moved.
+    """
+    import torch
+
+    calls = [functools.partial(bench.run, launches) for launches in plans]
+    with torch.inference_mode():
+        plain, graph = bench.clock.plain_us(calls), bench.clock.graph_us(calls)
+    times: Row = {"plain_us": round(plain, 2), "graph_us": round(graph, 2)}
+    return _row(what, OURS, times) | {"kernels": len(plans[0]), "copies": 0, "floor_bytes": nbytes}
+
+
+def time_calls(bench: Bench, what: tuple[str, str, str, str], subject: str, calls: Sequence[Call]) -> Row:
+    """One row for somebody else's functions; they wait for the GPU within, so no CUDA graph can hold them."""
     import torch
 
     with torch.inference_mode():
         plain, launched = bench.clock.plain_us(calls), bench.clock.count_launches(calls[0])
-    return {
-        "op": case.op,
-        "case": case.name,
-        "subject": f"torchvision {name}",
-        "dtype": dtype,
-        "layout": "linear",
-        "plain_us": round(plain, 2),
-        "graph_us": None,
-        "kernels": launched[0] if launched else None,
-        "copies": launched[1] if launched else None,
-    }
+    kernels, copies = launched or (None, None)
+    return _row(what, subject, {"plain_us": round(plain, 2), "graph_us": None, "kernels": kernels, "copies": copies})
+
+
+def _row(what: tuple[str, str, str, str], subject: str, more: Row) -> Row:
+    op, case, dtype, layout = what
+    return {"op": op, "case": case, "subject": subject, "dtype": dtype, "layout": layout} | more
 
 
 def plan_on(case: Case, device: str, layout: Layout, output_layout: Layout) -> tuple[list[Launch], list[Any]]:

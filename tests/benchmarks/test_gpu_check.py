@@ -228,7 +228,7 @@ def test_the_files(tmp_path: Path) -> None:
     assert content["parts"] == [dataclasses.asdict(result) for result in results]
     text = (tmp_path / f"{base.name}.md").read_text()
     lines = text.splitlines()
-    assert "| RpnProposals | 2 | 1 | 1e-06 | 0.5 |" in lines
+    assert "| RpnProposals | 2 | 1 | gold 1e-06, torchvision 0.5 |" in lines
     pooled = f"| PyramidRoiAlign | {BIG} | edge_mrcnn | float16 hwc8 to hwc8 | 50.0 | 40.0 | 1 | 0 | 20.0 | 50% |"
     assert pooled in lines
     assert "| sanitizer: memcheck | skipped | 0.0 | compute-sanitizer is not installed |" in lines

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("torch", reason="torch is not installed")
 
-from benchmarks.gpu_check import cases, correctness, reference, timing
+from benchmarks.gpu_check import cases, correctness, pictures, reference, timing
 from benchmarks.gpu_check.cases import Case
 from benchmarks.gpu_check.clock import Call
 from benchmarks.gpu_check.isolation import Row
@@ -85,6 +85,17 @@ def test_everything_that_is_timed_runs(bench: Callable[..., None], make: Callabl
     for row in rows:
         ours = row["subject"] == timing.OURS
         assert (row["graph_us"] == 3.0 and row["floor_bytes"] > 0) if ours else row["kernels"] == 7, row
+
+
+def test_the_kernels_around_the_network_are_timed() -> None:
+    launched: list[Any] = []
+    machine = timing.Bench(CountingClock(), launched.extend, "cpu", l2_bytes=1)
+    rows: list[Row] = []
+    pictures.bench_letterbox(machine, rows.append, (90, 160), (64, 96), sets=2)
+    pictures.bench_paste(machine, rows.append, (90, 160), sets=2)
+    subjects = [row["subject"].partition(" ")[0] for row in rows]
+    assert subjects == ["edge_mrcnn", "edge_mrcnn", "torch", "edge_mrcnn", "edge_mrcnn", "torchvision"]
+    assert {launch.kernel for launch in launched} == {"letterbox", "paste_masks_f32", "paste_masks_f16"}
 
 
 def test_inputs_take_turns_until_they_exceed_the_cache() -> None:
