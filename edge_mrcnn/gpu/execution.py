@@ -13,6 +13,7 @@ https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/work-
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from typing import Any, Literal
 from edge_mrcnn.errors import EngineError
 from edge_mrcnn.gpu.cuda import Stream
 from edge_mrcnn.gpu.runtime_cache import RuntimeCacheFile
+from edge_mrcnn.gpu.target import Flavour
 from edge_mrcnn.gpu.tensorrt_api import TensorRtApi, describe
 
 _log = logging.getLogger(__name__)
@@ -31,6 +33,28 @@ either (`frame`), or nothing (`off`)."""
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "BOOL": "bool"}
 
 _KEPT_MESSAGES = 3
+
+
+class _Messages:
+    """TensorRT's messages.
+
+    There is one logger for each TensorRT in the process, and for good: the first that TensorRT is given also gets what
+    belongs to no object of its own, whenever that is.
+    """
+
+    def __init__(self, api: TensorRtApi) -> None:
+        self.errors: deque[str] = deque(maxlen=_KEPT_MESSAGES)
+        self.logger = api.make_logger(self._note)
+
+    def _note(self, severity: str, text: str) -> None:
+        if severity in ("error", "internal_error"):
+            self.errors.append(text)
+            _log.error("TensorRT: %s", text)
+        else:
+            _log.debug("TensorRT %s: %s", severity, text)
+
+
+_messages: dict[Flavour, _Messages] = {}
 
 
 @dataclass(frozen=True)
@@ -77,9 +101,9 @@ class Engine:
             EngineError: TensorRT refuses it.
         """
         self._api, self.flavour = api, api.flavour
-        self._messages: list[str] = []
+        self._messages = _messages.get(api.flavour) or _messages.setdefault(api.flavour, _Messages(api))
         self.graphs = graphs == "frame" or (graphs == "auto" and api.flavour == "tensorrt")
-        runtime = self._runtime = api.module.Runtime(api.make_logger(self._note))
+        runtime = self._runtime = api.module.Runtime(self._messages.logger)
         runtime.engine_host_code_allowed = False  # an engine may bring machine code of its own; ours never does
         engine = self._engine = runtime.deserialize_cuda_engine(data)
         if engine is None:
@@ -137,7 +161,8 @@ class Engine:
 
     def last_messages(self) -> str:
         """What TensorRT has complained about since this was asked last; it reports errors through its log alone."""
-        messages, self._messages = self._messages, []
+        messages = list(self._messages.errors)
+        self._messages.errors.clear()
         return "; ".join(messages) or "it does not say why"
 
     def close(self) -> None:
@@ -170,13 +195,6 @@ class Engine:
             _log.info("TensorRT-RTX does not take the runtime cache; kernels are compiled anew")
         config.set_runtime_cache(cache)
         return config
-
-    def _note(self, severity: str, text: str) -> None:
-        if severity in ("error", "internal_error"):
-            self._messages = [*self._messages, text][-_KEPT_MESSAGES:]
-            _log.error("TensorRT: %s", text)
-        else:
-            _log.debug("TensorRT %s: %s", severity, text)
 
 
 class Execution:
