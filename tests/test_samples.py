@@ -1,10 +1,14 @@
 """Every sample runs, as a subprocess, and stays short enough to read."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+import numpy as np
 import pytest
 
 SAMPLES = Path(__file__).parents[1] / "samples"
@@ -26,6 +30,60 @@ def test_masks(tmp_path: Path) -> None:
     source = str(SAMPLES / "tabletop" / "val" / "images" / "000000.jpg")
     assert "0 [" in run(str(SAMPLES / "masks.py"), source, "out/", folder=tmp_path)
     assert (tmp_path / "out" / "000000.jpg").stat().st_size > 1000
+
+
+def test_pycuda_arrays_says_what_it_needs(tmp_path: Path) -> None:
+    command = [sys.executable, str(SAMPLES / "pycuda_arrays.py")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "pip install 'edge-mrcnn[pycuda]'" in done.stderr
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_pycuda_arrays(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a stand-in GPU, with as much of PyCUDA as the sample takes; its kernels run on the default stream."""
+    pytest.importorskip("onnx", reason="onnx, which makes the tiny detector, is not installed")
+    from tests.gpu.fake_gpu import FakeGpu
+    from tests.runtime.test_trt_runner import Foreign
+    from tests.runtime.tiny_detector import save_detector
+
+    gpu = FakeGpu(monkeypatch, seed)
+    arrays = []
+
+    def to_gpu(values: np.ndarray) -> Foreign:
+        arrays.append(Foreign(gpu, values))
+        gpu.driver.cuStreamSynchronize(arrays[-1].stream)
+        arrays[-1].__cuda_array_interface__["stream"] = None
+        return arrays[-1]
+
+    def elementwise(arguments: str, operation: str) -> Any:
+        def brighten(array: Foreign, gain: np.float32) -> None:
+            def run() -> None:
+                pixels = gpu.driver.device_view(array.address, array.values.nbytes)
+                pixels[:] = np.minimum(255, pixels * gain)
+
+            gpu.driver.enqueue(0, "brighten", run)
+
+        return brighten
+
+    for name, fields in (
+        ("pycuda", {}),
+        ("pycuda.autoprimaryctx", {}),
+        ("pycuda.elementwise", {"ElementwiseKernel": elementwise}),
+        ("pycuda.gpuarray", {"to_gpu": to_gpu}),
+    ):
+        module = ModuleType(name)
+        vars(module).update(fields)
+        monkeypatch.setitem(sys.modules, name, module)
+    engine = gpu.engine(save_detector(tmp_path / "model.onnx"), tmp_path)
+    monkeypatch.setattr(sys, "argv", ["pycuda_arrays.py", str(engine), "test://96x64?frames=3"])
+    runpy.run_path(str(SAMPLES / "pycuda_arrays.py"), run_name="__main__")
+    assert [line.partition(" ")[0] for line in capsys.readouterr().out.splitlines()] == ["0", "1", "2"]
+    for array in arrays:
+        array.free()
+    gpu.check()
 
 
 @pytest.mark.slow

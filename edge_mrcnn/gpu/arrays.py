@@ -21,8 +21,8 @@ import numpy.typing as npt
 
 from edge_mrcnn.gpu.cuda import Stream
 
-_LEGACY, _PER_THREAD = 1, 2
-"""Handles of the default streams, in both protocols and in the driver."""
+_LEGACY = 1
+"""Handle of the legacy default stream, in both protocols and in the driver."""
 
 _CPU, _CUDA, _MANAGED = 1, 2, 13
 """DLPack's device types: kDLCPU, kDLCUDA, kDLCUDAManaged."""
@@ -197,13 +197,14 @@ def _from_interface(value: Any, interface: Mapping[str, Any], stream: Stream, na
 def _wait_for(interface: Mapping[str, Any], stream: Stream, name: str) -> None:
     """Let the stream wait for the one that makes the array.
 
-    None means that the producer has waited itself. Version 2 knows no streams: then its work is on the default one,
-    as it is with the libraries that still give it.
+    No stream should mean that nothing need be waited for, but PyCUDA says it of arrays that the default stream is still
+    writing, and version 2 knows no streams at all. So then the default stream is waited for, with it all streams that
+    wait for it; where it is idle that costs a microsecond.
     """
-    producer = interface.get("stream") if int(interface["version"]) >= 3 else _LEGACY
+    producer = interface.get("stream") if int(interface["version"]) >= 3 else None
     if producer is None:
-        return
-    if int(producer) == 0:
+        producer = _LEGACY
+    elif int(producer) == 0:
         raise ValueError(f"{name}: stream 0 is ambiguous in __cuda_array_interface__; the default streams are 1 and 2")
     if int(producer) != stream.handle:
         with Stream(stream.context, int(producer)).record() as event:  # the driver keeps it until it was waited for
