@@ -14,12 +14,11 @@ import numpy as np
 import pytest
 
 from benchmarks.gpu_check import __main__ as command
-from benchmarks.gpu_check import cases, comparison, engines, floors, parts, report
+from benchmarks.gpu_check import cases, comparison, floors, parts, report
 from benchmarks.gpu_check.build import summarise_ptxas
 from benchmarks.gpu_check.isolation import Part, Result, run_part
 from benchmarks.gpu_check.sanitizer import summarise
 from edge_mrcnn import device
-from edge_mrcnn.detections import Detections
 from tests import gold
 
 ROOT = Path(__file__).parents[2]
@@ -298,47 +297,3 @@ def test_with_a_gpu_it_runs_the_parts(
     printed = capsys.readouterr().out
     assert "one_check_fails" in printed
     assert "FAILED  one_check_fails: detail 2 is not 3" in printed
-
-
-# -------------------------------------------------------------------------------------------------------------- Engines
-def detections(rows: list[tuple[float, float, int]]) -> Detections:
-    """Boxes of 10 px at (x, 0), by x, score and class."""
-    xyxy = np.array([(x, 0, x + 10, 10) for x, *_ in rows], np.float32).reshape(-1, 4)
-    scores, labels = (np.array([row[i] for row in rows]) for i in (1, 2))
-    return Detections(xyxy, scores, labels, (100, 100))
-
-
-def test_engines_are_compared_detection_by_detection() -> None:
-    expected = detections([(0, 0.9, 1), (50, 0.8, 1), (50, 0.7, 2), (80, 0.06, 3)])
-    found = detections([(50, 0.75, 2), (0.2, 0.88, 1), (30, 0.6, 1), (70, 0.15, 1)])
-    matches = engines.match_detections(found, expected)
-    assert (matches.matched, matches.expected, matches.extra) == (2, 3, 1)
-    assert max(matches.score_differences) == pytest.approx(0.05)
-    assert engines.match_detections(detections([]), expected).matched == 0
-
-
-def test_reformats_are_counted() -> None:
-    layers = [
-        {"Name": "conv1", "LayerType": "CaskConvolution"},
-        {"Name": "Reformatting CopyNode for Input Tensor 1", "LayerType": "Reformat"},
-        {
-            "Name": "roi_align",
-            "LayerType": "PluginV3",
-            "Inputs": [{"Format/Datatype": "Float"}, *[{"Format/Datatype": "Half NHWC8"}] * 4],
-            "Outputs": [{"Format/Datatype": "Half NHWC8"}],
-        },
-    ]
-    assert engines.summarise_layers(layers) == (
-        "3 layers, 1 reformats; of: Reformatting CopyNode for Input Tensor 1; "
-        "roi_align: inputs Float + Half NHWC8, outputs Half NHWC8"
-    )
-
-
-def test_a_tensorrt_that_refuses_is_quoted(rtx: None) -> None:
-    pytest.importorskip("onnx", reason="onnx is not installed")
-    if device.find_gpus():
-        pytest.skip("this machine has a GPU")
-    rows: list[dict[str, Any]] = []
-    engines.check_engine(engines.SAMPLES / "model.onnx", "rtx", "fp32", [], rows.append)
-    assert [(row["engine"], row["what"]) for row in rows] == [("model rtx:current fp32", "refused")]
-    assert "needs an NVIDIA GPU" in rows[0]["detail"]

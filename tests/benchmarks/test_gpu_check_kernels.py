@@ -14,8 +14,8 @@ from edge_mrcnn.gpu.launches import Layout
 from edge_mrcnn.ops import OPS
 from tests.plugins.executor import Executor, compile_kernels
 
-STEP = 4
-"""Each fourth case: the ops' own tests run more."""
+STEP = 6
+"""Each sixth case: the ops' own tests run more."""
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -30,7 +30,7 @@ def test_the_kernels_pass_the_check(op: str) -> None:
     small = (case for case in cases.CASES[op]() if case.gold)
     rows: list[Row] = []
     correctness.check_op(op, itertools.islice(small, 0, None, STEP), run, None, rows.append)
-    assert len(rows) >= 3 * len(correctness.VARIANTS[op])
+    assert len(rows) >= 2 * len(correctness.VARIANTS[op])
     assert [row for row in rows if not row["ok"]] == []
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ pytest.importorskip("torch", reason="torch is not installed")
 
 from benchmarks.gpu_check import cases, correctness, pictures, reference, timing
 from benchmarks.gpu_check.cases import Case
-from benchmarks.gpu_check.clock import Call
+from benchmarks.gpu_check.clock import Call, GpuClock
 from benchmarks.gpu_check.isolation import Row
 
 pytestmark = pytest.mark.torch
@@ -30,7 +32,8 @@ def test_gold_is_torchvisions(case: Case) -> None:
 
 @pytest.mark.parametrize("op", cases.CASES)
 def test_the_check_finds_right_results_right_and_wrong_ones_wrong(op: str) -> None:
-    small = [case for case in cases.CASES[op]() if case.gold][:2]
+    shared = [case for case in SHARED if case.op == op and case.inputs[0].size]
+    small = [min(shared, key=lambda case: sum(array.size for array in case.inputs))]
     rows: list[Row] = []
 
     def run(case: Case, _layout: str, _output_layout: str, *, spoil: bool) -> list[Any]:
@@ -96,6 +99,48 @@ def test_the_kernels_around_the_network_are_timed() -> None:
     subjects = [row["subject"].partition(" ")[0] for row in rows]
     assert subjects == ["edge_mrcnn", "edge_mrcnn", "torch", "edge_mrcnn", "edge_mrcnn", "torchvision"]
     assert {launch.kernel for launch in launched} == {"letterbox", "paste_masks_f32", "paste_masks_f16"}
+
+
+class StubCuda:
+    """torch.cuda with a clock that advances by what each call costs, in milliseconds."""
+
+    def __init__(self) -> None:
+        self.now, self.slept = 0.0, 0
+
+    def Event(self, enable_timing: bool) -> Any:  # noqa: N802
+        assert enable_timing
+        event = SimpleNamespace(at=0.0)
+        event.record = lambda: setattr(event, "at", self.now)
+        event.elapsed_time = lambda end: end.at - event.at
+        return event
+
+    def CUDAGraph(self) -> Any:  # noqa: N802
+        graph = SimpleNamespace(cost=0.0)
+        graph.replay = lambda: setattr(self, "now", self.now + graph.cost)
+        return graph
+
+    @contextlib.contextmanager
+    def graph(self, graph: Any) -> Iterator[None]:
+        begin = self.now
+        yield
+        graph.cost, self.now = self.now - begin, begin
+
+    def _sleep(self, cycles: int) -> None:
+        self.now += 1.0
+        self.slept += 1
+
+    def synchronize(self) -> None:
+        pass
+
+
+def test_the_clock_takes_medians_of_the_calls_alone() -> None:
+    cuda = StubCuda()
+    clock = GpuClock(SimpleNamespace(cuda=cuda))
+    calls = [lambda ms=ms: setattr(cuda, "now", cuda.now + ms) for ms in (0.010, 0.020, 0.090)]  # type: ignore[misc]
+    assert clock.plain_us(calls) == pytest.approx(20.0), "the median of three that take turns, without the head start"
+    assert cuda.slept >= 50
+    assert clock.graph_us([calls[0]]) == pytest.approx(10.0)
+    assert clock.graph_us(calls[:2]) == pytest.approx(15.0)
 
 
 def test_inputs_take_turns_until_they_exceed_the_cache() -> None:

@@ -25,11 +25,14 @@ BINDINGS = ROOT / ".venv-bindings" / f"py{sys.version_info.major}{sys.version_in
 VERSIONS = ("10.3.0", "10.13.3.9", "11.4.0.106")
 RTX = "rtx"
 
-SOURCES = sorted(
-    path
-    for path in (ROOT / "edge_mrcnn").rglob("*.py")
-    if "tensorrt_api" in path.read_text() or path.name.startswith(("tensorrt_", "trt_"))
-)
+SOURCES = [
+    *sorted(
+        path
+        for path in (ROOT / "edge_mrcnn").rglob("*.py")
+        if "tensorrt_api" in path.read_text() or path.name.startswith(("tensorrt_", "trt_"))
+    ),
+    ROOT / "benchmarks" / "gpu_check" / "engines.py",
+]
 
 ONLY_IN: Mapping[str, tuple[str, ...]] = {
     "ComputeCapability": (RTX,),
