@@ -45,8 +45,7 @@ def test_pycuda_arrays(
 ) -> None:
     """On a stand-in GPU, with as much of PyCUDA as the sample takes; its kernels run on the default stream."""
     pytest.importorskip("onnx", reason="onnx, which makes the tiny detector, is not installed")
-    from tests.gpu.fake_gpu import FakeGpu
-    from tests.runtime.test_trt_runner import Foreign
+    from tests.gpu.fake_gpu import FakeGpu, Foreign
     from tests.runtime.tiny_detector import save_detector
 
     gpu = FakeGpu(monkeypatch, seed)

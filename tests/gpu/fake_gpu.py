@@ -103,6 +103,33 @@ class FakeGpu:
         assert not list(self.tensorrt.alive), list(self.tensorrt.alive)
 
 
+class Foreign:
+    """Another library's array on the GPU, which its own stream is still filling."""
+
+    def __init__(self, gpu: FakeGpu, values: np.ndarray) -> None:
+        self.driver, self.values = gpu.driver, values
+        self.driver.cuCtxPushCurrent(0xC0)
+        self.stream = self.driver.cuStreamCreate(1)[1]
+        self.address = self.driver.cuMemAlloc(values.nbytes)[1]
+        self.driver.enqueue(self.stream, "foreign", self._fill)
+        self.__cuda_array_interface__ = {
+            "shape": values.shape,
+            "typestr": values.dtype.str,
+            "data": (self.address, False),
+            "stream": self.stream,
+            "version": 3,
+        }
+
+    def _fill(self) -> None:
+        self.driver.device_view(self.address, self.values.nbytes)[:] = self.values.reshape(-1).view(np.uint8)
+
+    def free(self) -> None:
+        self.driver.cuStreamSynchronize(self.stream)
+        self.driver.cuStreamDestroy(self.stream)
+        self.driver.cuMemFree(self.address)
+        self.driver.cuCtxPopCurrent()
+
+
 def expected(network: OrtRunner, pictures: list[np.ndarray]) -> dict[str, np.ndarray]:
     """What the network says of pictures when the CPU does everything."""
     images, image_hw, _ = preprocess.letterbox_batch(pictures, network.spec.input_hw)

@@ -15,8 +15,8 @@ from edge_mrcnn.gpu import cuda, execution
 from edge_mrcnn.runtime import trt_graphs, trt_runner, trt_slot
 from edge_mrcnn.runtime.runners import OrtRunner
 from edge_mrcnn.runtime.trt_runner import TrtRunner
-from tests.gpu.fake_gpu import FakeGpu, assert_same
-from tests.runtime.test_trt_runner import Foreign, draw, feeds
+from tests.gpu.fake_gpu import FakeGpu, Foreign, assert_same
+from tests.runtime.trt_cases import draw, feeds
 
 SEEDS = range(6)
 Patch = pytest.MonkeyPatch

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,52 +14,19 @@ import pytest
 from edge_mrcnn.errors import EngineError
 from edge_mrcnn.frame import Frame
 from edge_mrcnn.runtime.detector import Detector
-from edge_mrcnn.runtime.runners import OrtRunner, open_runner
+from edge_mrcnn.runtime.runners import OrtRunner
+from edge_mrcnn.runtime.sources import open_source
 from edge_mrcnn.runtime.trt_runner import TrtRunner
-from edge_mrcnn.sidecar import sidecar_path
 from tests.gpu.fake_device import FaultError
 from tests.gpu.fake_gpu import FakeGpu, assert_same, expected
-from tests.runtime.tiny_detector import CANVAS, SPEC
+from tests.runtime.tiny_detector import CANVAS
+from tests.runtime.trt_cases import SIZES, Array, draw, feeds
 
-Array = np.ndarray
+pytestmark = pytest.mark.usefixtures("own_cache")
 SEEDS = range(6)
-SIZES = [(50, 70), (100, 40), (64, 96), (31, 33)]
+BUNDLED = Path(__file__).parents[2] / "samples" / "tabletop"
 
 
-@pytest.fixture(scope="module")
-def network(model: Path) -> Iterator[OrtRunner]:
-    with OrtRunner(model, threads=1) as runner:
-        yield runner
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
-    return FakeGpu(monkeypatch)
-
-
-@pytest.fixture
-def engine(gpu: FakeGpu, model: Path, tmp_path: Path) -> Path:
-    return gpu.engine(model, tmp_path)
-
-
-def draw(rng: np.random.Generator, hw: tuple[int, int]) -> Array:
-    return rng.integers(0, 256, (*hw, 3), dtype=np.uint8)
-
-
-def feeds(rows: int, seed: int = 0) -> dict[str, Array]:
-    rng = np.random.default_rng(seed)
-    return {
-        "images": rng.integers(0, 256, (rows, *CANVAS, 3), dtype=np.uint8),
-        "image_hw": rng.integers(20, 64, (rows, 2)).astype(np.float32),
-    }
-
-
-# ------------------------------------------------------------------------------------------------------ right results
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(
     ("flavour", "graphs"), [("tensorrt", "auto"), ("tensorrt", "off"), ("rtx", "auto"), ("rtx", "frame")]
@@ -123,6 +89,24 @@ def test_a_view_of_a_picture(engine: Path, gpu: FakeGpu, network: OrtRunner) -> 
     gpu.check()
 
 
+@pytest.mark.parametrize("flavour", ["tensorrt", "rtx"])
+def test_the_bundled_model(flavour: str, tmp_path: Path, monkeypatch: Any) -> None:
+    """A whole network: its outputs have as many rows as it finds in ONNX Runtime, all of them in an engine."""
+    gpu = FakeGpu(monkeypatch, 2, flavour)
+    with (
+        OrtRunner(BUNDLED / "model.onnx", threads=2) as network,
+        TrtRunner(gpu.engine(BUNDLED / "model.onnx", tmp_path)) as runner,
+        open_source(str(BUNDLED / "clip.mp4")) as frames,
+    ):
+        pictures = [frame.image for frame in itertools.islice(frames, 0, 20, 10)]
+        waiting = [runner.submit_pictures([picture]) for picture in pictures]
+        for pending, picture in zip(waiting, pictures, strict=True):
+            wanted = expected(network, [picture])
+            assert wanted["num_detections"][0] > 0
+            assert_same(pending.result(), wanted)
+    gpu.check()
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_threads_share_a_runner(seed: int, model: Path, tmp_path: Path, network: OrtRunner, monkeypatch: Any) -> None:
     gpu, failures = FakeGpu(monkeypatch, seed), []
@@ -145,7 +129,6 @@ def test_threads_share_a_runner(seed: int, model: Path, tmp_path: Path, network:
     gpu.check()
 
 
-# ------------------------------------------------------------------------------------------------------------- graphs
 @pytest.mark.parametrize(
     ("flavour", "graphs", "launches"),
     [
@@ -204,102 +187,6 @@ def test_graphs_that_take_turns_are_few(engine: Path, gpu: FakeGpu, network: Ort
     gpu.check()
 
 
-# --------------------------------------------------------------------------------------------------- arrays on the GPU
-class Foreign:
-    """Another library's array on the GPU, which its own stream is still filling."""
-
-    def __init__(self, gpu: FakeGpu, values: Array) -> None:
-        self.driver, self.values = gpu.driver, values
-        self.driver.cuCtxPushCurrent(0xC0)
-        self.stream = self.driver.cuStreamCreate(1)[1]
-        self.address = self.driver.cuMemAlloc(values.nbytes)[1]
-        self.driver.enqueue(self.stream, "foreign", self._fill)
-        self.__cuda_array_interface__ = {
-            "shape": values.shape,
-            "typestr": values.dtype.str,
-            "data": (self.address, False),
-            "stream": self.stream,
-            "version": 3,
-        }
-
-    def _fill(self) -> None:
-        self.driver.device_view(self.address, self.values.nbytes)[:] = self.values.reshape(-1).view(np.uint8)
-
-    def free(self) -> None:
-        self.driver.cuStreamSynchronize(self.stream)
-        self.driver.cuStreamDestroy(self.stream)
-        self.driver.cuMemFree(self.address)
-        self.driver.cuCtxPopCurrent()
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-def test_inputs_on_the_gpu_are_read_where_they_lie(
-    seed: int, model: Path, tmp_path: Path, network: OrtRunner, monkeypatch: Any
-) -> None:
-    gpu = FakeGpu(monkeypatch, seed)
-    with TrtRunner(gpu.engine(model, tmp_path)) as runner:
-        for turn in range(4):
-            given = feeds(2, turn)
-            images, image_hw = Foreign(gpu, given["images"]), Foreign(gpu, given["image_hw"])
-            mixed = {"images": images, "image_hw": image_hw if turn % 2 else given["image_hw"]}
-            assert_same(runner.infer(mixed), network.infer(given))
-            assert_same(runner.infer(given), network.infer(given))  # a graph of our own buffers still holds
-            images.free()
-            image_hw.free()
-    copies = [name for name in gpu.driver.device.executed if name == "copy to device"]
-    assert len(copies) <= 4
-    gpu.check()
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-def test_pictures_on_the_gpu_are_read_where_they_lie(
-    seed: int, model: Path, tmp_path: Path, network: OrtRunner, monkeypatch: Any
-) -> None:
-    gpu, rng = FakeGpu(monkeypatch, seed), np.random.default_rng(seed)
-    with TrtRunner(gpu.engine(model, tmp_path)) as runner:
-        for _ in range(3):
-            pictures = [draw(rng, hw) for hw in SIZES]
-            given = [Foreign(gpu, pictures[0]), pictures[1], Foreign(gpu, pictures[2]), pictures[3]]
-            assert_same(runner.infer_pictures(given)[0], expected(network, pictures))
-            given[0].free()
-            given[2].free()
-    gpu.check()
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-def test_results_stay_on_the_gpu_as_long_as_they_are_used(
-    seed: int, model: Path, tmp_path: Path, network: OrtRunner, monkeypatch: Any
-) -> None:
-    gpu = FakeGpu(monkeypatch, seed)
-    with TrtRunner(gpu.engine(model, tmp_path)) as runner:
-        arrays = runner.submit(feeds(2, 1), on_device=True).result()
-        for turn in range(3):
-            runner.infer(feeds(1, turn))
-        for name, wanted in network.infer(feeds(2, 1)).items():
-            shown = arrays[name].__cuda_array_interface__
-            raw = gpu.driver.device_view(shown["data"][0], wanted.nbytes)
-            np.testing.assert_array_equal(raw.view(shown["typestr"]).reshape(shown["shape"]), wanted)
-        more = runner.submit(feeds(1, 2), on_device=True).result()
-        with pytest.raises(EngineError, match=r"occupy all 2 slots; drop those .* TrtRunner\(\.\.\., slots=4\)"):
-            runner.infer(feeds(1))
-        del arrays, shown
-        assert_same(runner.infer(feeds(1)), network.infer(feeds(1)))
-        del more
-    assert sum(name.endswith("copy to host") for name in gpu.driver.device.executed) == 4  # of the other four
-    gpu.check()
-
-
-def test_too_few_rows_on_the_gpu(gpu: FakeGpu, model: Path, tmp_path: Path) -> None:
-    given = feeds(1)
-    with TrtRunner(gpu.engine(model, tmp_path, (2, 2, 2))) as runner:
-        images = Foreign(gpu, given["images"])
-        with pytest.raises(ValueError, match=r"must have the 2 pictures at least .* got 1"):
-            runner.infer({**given, "images": images})
-        images.free()
-    gpu.check()
-
-
-# --------------------------------------------------------------------------------------------------- slots and pendings
 def test_a_synchronous_caller_needs_one_slot(engine: Path, gpu: FakeGpu) -> None:
     def streams() -> int:
         return len(gpu.driver.device.streams) - 2
@@ -356,7 +243,6 @@ def test_results_outlive_the_runner(engine: Path, gpu: FakeGpu, network: OrtRunn
     gpu.check()
 
 
-# ------------------------------------------------------------------------------------------------------------- errors
 WRONG_FEEDS = [
     # what is different, error, what is said
     ({"image_hw": None}, ValueError, "inputs of the network are images, image_hw, got images$"),
@@ -442,154 +328,6 @@ def test_slots(engine: Path) -> None:
         TrtRunner(engine, slots=0)
 
 
-# ------------------------------------------------------------------------------------------------------------ opening
-def test_backend(model: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    for flavour, backend in (("tensorrt", "tensorrt-10.3.0 sm_86 fp16"), ("rtx", "tensorrt-rtx-1.7.1 sm_86 fp16")):
-        gpu = FakeGpu(monkeypatch, flavour=flavour)
-        with open_runner(gpu.engine(model, tmp_path)) as runner:
-            assert isinstance(runner, TrtRunner)
-            assert (runner.backend, runner.max_batch, runner.spec) == (backend, 4, SPEC)
-        gpu.check()
-
-
-def test_without_sidecar_only_if_asked(engine: Path, gpu: FakeGpu, network: OrtRunner) -> None:
-    sidecar_path(engine).unlink()
-    with pytest.raises(EngineError, match="no sidecar"):
-        TrtRunner(engine)
-    with TrtRunner(engine, spec=SPEC) as runner:
-        assert runner.backend == "tensorrt-10.3.0 sm_86"
-        assert_same(runner.infer(feeds(1)), network.infer(feeds(1)))
-    gpu.check()
-
-
-UNFIT = [
-    # what is different in the sidecar, what is said
-    ({"tensorrt": "10.4.0"}, r"runs with no other, here is 10\.3\.0; .*edge-mrcnn build"),
-    ({"capability": "sm_87", "device": "Orin"}, r"built on Orin \(sm_87\) and cannot run on NVIDIA RTX A2000"),
-    ({"plugins_sha256": "0" * 64}, "plugins of edge_mrcnn"),
-    ({"engine_sha256": "0" * 64}, "is not the engine its sidecar was written for"),
-    ({"flavour": "openvino"}, "runs engines for"),
-]
-
-
-@pytest.mark.parametrize(("fields", "message"), UNFIT, ids=range(len(UNFIT)))
-def test_what_does_not_fit_is_refused_before_it_is_loaded(
-    gpu: FakeGpu, model: Path, tmp_path: Path, fields: dict[str, Any], message: str
-) -> None:
-    path = gpu.engine(model, tmp_path, **fields)
-    gpu.tensorrt.Runtime = None  # it is not come to
-    with pytest.raises(EngineError, match=message):
-        TrtRunner(path)
-    gpu.check()
-
-
-@pytest.mark.parametrize(
-    ("step", "message"),
-    [
-        ("deserialize", r"TensorRT 10\.3\.0 cannot load the engine: \[deserialize\] failed on purpose"),
-        ("create_execution_context", "cannot make an execution context: .*smaller --batch"),
-    ],
-)
-def test_what_fails_while_opening_leaves_nothing(gpu: FakeGpu, engine: Path, step: str, message: str) -> None:
-    gpu.tensorrt.fail_next = step
-    with pytest.raises(EngineError, match=message):
-        TrtRunner(engine)
-    gpu.check()
-
-
-def test_a_file_that_is_no_engine(gpu: FakeGpu, tmp_path: Path) -> None:
-    path = tmp_path / "foreign.engine"
-    path.write_bytes(b"\x00garbage")
-    with pytest.raises(EngineError, match="cannot load the engine: Magic tag does not match"):
-        TrtRunner(path, spec=SPEC)
-    gpu.check()
-
-
-def test_another_networks_engine(gpu: FakeGpu, engine: Path, monkeypatch: Any) -> None:
-    from tests.gpu.fake_tensorrt import DataType, ICudaEngine
-
-    monkeypatch.setattr(ICudaEngine, "get_tensor_dtype", lambda self, name: DataType.FLOAT)
-    with pytest.raises(EngineError, match=r"is no engine of ours: its inputs are .*'images': 'float32'"):
-        TrtRunner(engine)
-    gpu.check()
-
-
-@pytest.mark.parametrize("limit", [1000, 5000, 30000, 90000, 110_000])
-def test_out_of_memory(limit: int, model: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    """Wherever memory ends, it is named and what was taken is given back."""
-    gpu = FakeGpu(monkeypatch, memory_limit=limit)
-    path = gpu.engine(model, tmp_path)
-    with pytest.raises(EngineError, match=r"the GPU is out of memory: .* asked for, .*smaller --batch"):
-        TrtRunner(path)
-    gpu.check()
-
-
-def test_out_of_memory_for_the_second_slot(model: Path, tmp_path: Path, monkeypatch: Any, network: OrtRunner) -> None:
-    gpu = FakeGpu(monkeypatch, memory_limit=200_000)
-    with TrtRunner(gpu.engine(model, tmp_path)) as runner:
-        first = runner.submit(feeds(1))
-        with pytest.raises(EngineError, match="out of memory"):
-            runner.submit(feeds(1))
-        assert_same(first.result(), network.infer(feeds(1)))
-    gpu.check()
-
-
-def test_without_a_gpu_it_says_so(gpu: FakeGpu, engine: Path, monkeypatch: Any) -> None:
-    def no_driver() -> Any:
-        raise EngineError("the NVIDIA driver does not load (no libcuda); install it")
-
-    monkeypatch.setattr("edge_mrcnn.gpu.cuda.driver", no_driver)
-    with pytest.raises(EngineError, match=r"needs an NVIDIA GPU: .*does not load.*edge-mrcnn run model\.onnx SOURCE"):
-        TrtRunner(engine)
-
-
-# ------------------------------------------------------------------------------------------------------ runtime cache
-def test_rtx_keeps_what_it_compiled(model: Path, tmp_path: Path, monkeypatch: Any, caplog: Any) -> None:
-    gpu = FakeGpu(monkeypatch, flavour="rtx")
-    path, folder = gpu.engine(model, tmp_path), tmp_path / "cache" / "edge_mrcnn" / "runtime"
-
-    def run(*batches: int) -> bytes:
-        with TrtRunner(path) as runner:
-            for rows in batches:
-                runner.infer(feeds(rows))
-        gpu.check()
-        (file,) = folder.iterdir()
-        return file.read_bytes()[32:]
-
-    assert run(1, 1).endswith(b"batch 1")
-    assert run(2).endswith(b"batch 1,batch 2")  # what was kept is there again
-    (file,) = folder.iterdir()
-    file.write_bytes(file.read_bytes()[:-3])
-    with caplog.at_level(logging.WARNING):
-        assert run(1).endswith(b": batch 1")
-    assert "is damaged and is made anew" in caplog.text
-    monkeypatch.setattr("tests.gpu.fake_tensorrt.IRuntimeCache.deserialize", lambda self, blob: False)
-    assert run(4).endswith(b": batch 4")  # not taken by TensorRT-RTX: of another driver
-
-
-def test_the_runtime_cache_is_there_after_the_first_frame(model: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    gpu = FakeGpu(monkeypatch, flavour="rtx")
-    with TrtRunner(gpu.engine(model, tmp_path)) as runner:
-        runner.infer(feeds(1))
-        (file,) = (tmp_path / "cache" / "edge_mrcnn" / "runtime").iterdir()
-        written = file.stat().st_mtime_ns
-        runner.infer(feeds(1))
-        assert file.stat().st_mtime_ns == written
-    gpu.check()
-
-
-def test_a_cache_that_cannot_be_written_costs_time_only(
-    model: Path, tmp_path: Path, monkeypatch: Any, caplog: Any, network: OrtRunner
-) -> None:
-    gpu = FakeGpu(monkeypatch, flavour="rtx")
-    (tmp_path / "cache").write_text("not a folder")
-    with TrtRunner(gpu.engine(model, tmp_path)) as runner:
-        assert_same(runner.infer(feeds(1)), network.infer(feeds(1)))
-    assert "the runtime cache is not kept" in caplog.text
-    gpu.check()
-
-
-# ----------------------------------------------------------------------------------------------------------- detector
 def test_a_detector_finds_the_same(engine: Path, gpu: FakeGpu, model: Path) -> None:
     rng = np.random.default_rng(3)
     frames = [Frame(draw(rng, hw)) for hw in (*SIZES, *SIZES)]
