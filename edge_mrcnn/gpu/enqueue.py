@@ -87,8 +87,7 @@ class Enqueuer:
         assert self._launcher is not None
         # Planned anew for each frame, RpnProposals at five levels costs 0.3 ms of a desktop's CPU; what is kept costs
         # 0.02 ms, most of it for reading the shapes. `forget` is called when a type or a format can have changed.
-        shapes = tuple(desc.dims[:] for desc in input_descs)
-        key = (tuple(inputs), tuple(outputs), workspace, *map(tuple, shapes))
+        key = tuple(inputs), tuple(outputs), workspace, tuple(desc.dims[:] for desc in input_descs)
         launches = self._kept.get(key)
         if launches is None:
             if len(self._kept) >= _KEPT_PLANS:
