@@ -1,8 +1,8 @@
-# make demo    everything once on the bundled model: engines, annotated video, results (no torch, no GPU)
-# make check   between edits: lint and the tests that need no torch
-# make test    everything: installs torch and torchvision (about 5 GB), lints, runs all tests
-# make gpu-check   on a machine with an NVIDIA GPU: kernels against torchvision, times, engines; writes benchmarks/results
-# make clean   removes environments and what the targets made
+# make demo       everything once on the bundled model: engines, annotated video, results (no torch, no GPU)
+# make check      between edits: lint and the tests that need no torch
+# make test       everything: installs torch and torchvision (about 5 GB), lints, runs all tests
+# make gpu-check  on a machine with an NVIDIA GPU: kernels against torchvision, times, engines; writes benchmarks/results
+# make clean      removes environments and what the targets made
 
 PYTHON ?= python3
 VERSION := $(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])')
