@@ -19,6 +19,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 LARGE_NAME = f"{LARGE[0]}x{LARGE[1]}"
 BANDWIDTH_SHARE = 0.4
 MOST_FAILURES = 5
+LONGEST_REASON = 200
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,12 @@ def _target_cells(targets: Sequence[Target]) -> list[list[str]]:
 
 
 def _part_cells(results: Sequence[Result]) -> list[list[str]]:
-    return [[result.part, result.status, f"{result.seconds:.1f}", result.reason[:300]] for result in results]
+    return [[result.part, result.status, f"{result.seconds:.1f}", last_line(result.reason)] for result in results]
+
+
+def last_line(text: str) -> str:
+    """The last line, which says it all of a traceback, cut to what a table holds."""
+    return text.strip().splitlines()[-1][:LONGEST_REASON] if text.strip() else ""
 
 
 def _correctness_cells(rows: Sequence[Row]) -> list[list[str]]:

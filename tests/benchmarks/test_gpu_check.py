@@ -293,7 +293,18 @@ def test_with_a_gpu_it_runs_the_parts(
     monkeypatch.setattr(device, "find_gpus", lambda: [gpu])
     monkeypatch.setattr(command, "PARTS", (planted("fine"), planted("one_check_fails")))
     assert command.main(["--output", str(tmp_path), "--only", "fine"]) == 0
+    assert "FAILED" not in capsys.readouterr().out
     assert command.main(["--output", str(tmp_path)]) == 1
     printed = capsys.readouterr().out
     assert "one_check_fails" in printed
     assert "FAILED  one_check_fails: detail 2 is not 3" in printed
+
+
+@pytest.mark.parametrize(("name", "status"), [("correctness: pictures", 1), ("engines", 0)])
+def test_kernels_that_were_not_compared_are_not_right(
+    name: str, status: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(device, "find_gpus", lambda: [device.Gpu("NVIDIA Something", (9, 0), 1 << 30)])
+    skipped = dataclasses.replace(planted("skips"), name=name)
+    monkeypatch.setattr(command, "PARTS", (planted("fine"), skipped))
+    assert command.main(["--output", str(tmp_path)]) == status
