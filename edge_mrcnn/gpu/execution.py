@@ -21,7 +21,6 @@ from typing import Any, Literal
 from edge_mrcnn.errors import EngineError
 from edge_mrcnn.gpu.cuda import Stream
 from edge_mrcnn.gpu.runtime_cache import RuntimeCacheFile
-from edge_mrcnn.gpu.target import Flavour
 from edge_mrcnn.gpu.tensorrt_api import TensorRtApi, describe
 
 _log = logging.getLogger(__name__)
@@ -54,7 +53,8 @@ class _Messages:
             _log.debug("TensorRT %s: %s", severity, text)
 
 
-_messages: dict[Flavour, _Messages] = {}
+_messages: dict[type, _Messages] = {}
+"""By TensorRT's class of loggers."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,8 @@ class Engine:
             EngineError: TensorRT refuses it.
         """
         self._api, self.flavour = api, api.flavour
-        self._messages = _messages.get(api.flavour) or _messages.setdefault(api.flavour, _Messages(api))
+        kind = api.module.ILogger
+        self._messages = _messages.get(kind) or _messages.setdefault(kind, _Messages(api))
         self.graphs = graphs == "frame" or (graphs == "auto" and api.flavour == "tensorrt")
         runtime = self._runtime = api.module.Runtime(self._messages.logger)
         runtime.engine_host_code_allowed = False  # an engine may bring machine code of its own; ours never does

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, overload
@@ -17,7 +19,7 @@ from edge_mrcnn.errors import EngineError
 from edge_mrcnn.frame import Frame
 from edge_mrcnn.runtime.metrics import Timings
 from edge_mrcnn.runtime.preprocess import Geometry, letterbox_batch
-from edge_mrcnn.runtime.runners import PictureRunner, Runner, open_runner
+from edge_mrcnn.runtime.runners import PendingOutputs, PictureRunner, Runner, open_runner
 from edge_mrcnn.spec import ModelSpec
 
 Picture = npt.NDArray[np.uint8]
@@ -136,30 +138,49 @@ class Detector:
             TypeError: A picture is not uint8.
             ValueError: A picture is not `(H, W, 3)`.
         """
-        pictures = [frame.image if isinstance(frame, Frame) else Frame(frame).image for frame in frames]
         found: list[Detections] = []
-        spent = np.zeros(3, np.int64)
-        with self._lock:
-            for start in range(0, len(pictures), self.batch):
-                detections, times = self._run(pictures[start : start + self.batch])
+        total = Timings(0, 0, 0, 0)
+        waiting: deque[PendingDetections] = deque()
+        chunks = [frames[start : start + self.batch] for start in range(0, len(frames), self.batch)]
+        for chunk in [*chunks, None]:
+            if chunk is not None:
+                waiting.append(self.submit(chunk))
+            while waiting and (chunk is None or len(waiting) > 1):
+                detections, timings = waiting.popleft().result()
                 found += detections
-                spent += times
-        return found, Timings(int(spent[0]), int(spent[1]), int(spent[2]), len(pictures))
+                total += timings
+        return found, total
 
-    def _run(self, pictures: list[Picture]) -> tuple[list[Detections], tuple[int, int, int]]:
+    @property
+    def overlaps(self) -> bool:
+        """Whether the work that `submit` begins goes on while the caller does something else."""
+        return isinstance(self._runner, PictureRunner)
+
+    def submit(self, frames: Sequence[Frame | Picture]) -> PendingDetections:
+        """Begin to find instances. A GPU then works on its own; on the CPU the network runs before this returns.
+
+        Args:
+            frames: Frames or pictures `(H, W, 3)` uint8 RGB, at most `batch` of them.
+
+        Raises:
+            EngineError: The detector is closed or the network fails.
+            TypeError: A picture is not uint8.
+            ValueError: A picture is not `(H, W, 3)`, or there are more than `batch`.
+        """
+        if not 1 <= len(frames) <= self.batch:
+            raise ValueError(f"frames must be 1 to {self.batch}, the detector's batch, got {len(frames)}")
+        pictures = [frame.image if isinstance(frame, Frame) else Frame(frame).image for frame in frames]
         begin = time.perf_counter_ns()
-        geometries: Sequence[Geometry]
+        pending: PendingOutputs
         if isinstance(self._runner, PictureRunner):
             pending = self._runner.submit_pictures(pictures)
-            ready = time.perf_counter_ns()
-            outputs, geometries = pending.result(), pending.geometries
-        else:
+            return PendingDetections(self._read, pending, time.perf_counter_ns() - begin)
+        with self._lock:
             images, image_hw, geometries = letterbox_batch(pictures, self.spec.input_hw, self._canvas)
             ready = time.perf_counter_ns()
             outputs = self._runner.infer({"images": images, "image_hw": image_hw})
-        inferred = time.perf_counter_ns()
-        found = [self._read(outputs, row, geometry) for row, geometry in enumerate(geometries)]
-        return found, (ready - begin, inferred - ready, time.perf_counter_ns() - inferred)
+            pending = _Done(tuple(geometries), outputs)
+            return PendingDetections(self._read, pending, ready - begin, time.perf_counter_ns() - ready)
 
     def _read(self, outputs: Mapping[str, npt.NDArray[Any]], row: int, geometry: Geometry) -> Detections:
         """Detections of one row of a batch, in pixels of its picture."""
@@ -196,3 +217,45 @@ class Detector:
 
     def __repr__(self) -> str:
         return f"Detector({self.spec.name!r}, {self.backend}, threshold={self.threshold}, batch={self.batch})"
+
+
+class PendingDetections:
+    """Frames under way in a detector."""
+
+    def __init__(
+        self,
+        read: Callable[[Mapping[str, npt.NDArray[Any]], int, Geometry], Detections],
+        pending: PendingOutputs,
+        pre_ns: int,
+        infer_ns: int = 0,
+    ) -> None:
+        self._read, self._pending = read, pending
+        self._pre_ns, self._infer_ns = pre_ns, infer_ns
+
+    def result(self) -> tuple[list[Detections], Timings]:
+        """Wait for the detections.
+
+        Returns:
+            The detections of each frame, best first, and the time of each stage for all of them together; `infer` is
+            what the caller waited for.
+
+        Raises:
+            EngineError: The network failed.
+        """
+        begin = time.perf_counter_ns()
+        outputs, geometries = self._pending.result(), self._pending.geometries
+        inferred = time.perf_counter_ns()
+        found = [self._read(outputs, row, geometry) for row, geometry in enumerate(geometries)]
+        post_ns = time.perf_counter_ns() - inferred
+        return found, Timings(self._pre_ns, self._infer_ns + inferred - begin, post_ns, len(geometries))
+
+
+@dataclass(frozen=True)
+class _Done:
+    """Outputs that are there already."""
+
+    geometries: tuple[Geometry, ...]
+    outputs: dict[str, npt.NDArray[Any]]
+
+    def result(self) -> dict[str, npt.NDArray[Any]]:
+        return self.outputs

@@ -24,6 +24,15 @@ class Timings:
     post_ns: int
     frames: int = 1
 
+    def __add__(self, other: Timings) -> Timings:
+        """Of both calls together."""
+        return Timings(
+            self.pre_ns + other.pre_ns,
+            self.infer_ns + other.infer_ns,
+            self.post_ns + other.post_ns,
+            self.frames + other.frames,
+        )
+
     @property
     def total_ns(self) -> int:
         """All stages together."""

@@ -10,7 +10,7 @@ import queue
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from edge_mrcnn.detections import Detections
 from edge_mrcnn.errors import StreamError
 from edge_mrcnn.frame import Frame
 from edge_mrcnn.runtime.annotate import AnnotateOptions, annotate
-from edge_mrcnn.runtime.detector import Detector
+from edge_mrcnn.runtime.detector import Detector, PendingDetections
 from edge_mrcnn.runtime.metrics import LatencyRecorder, Percentiles
 from edge_mrcnn.runtime.sinks import Sink, open_sink
 from edge_mrcnn.runtime.sources import Source, open_source
@@ -90,7 +90,7 @@ class RunSummary:
         seconds: From the first frame asked for to the last one written.
         fps: Frames per second over all of that.
         latency_ms: Milliseconds per frame of each stage: `pre`, `infer`, `post`, `detect` (their sum) and `sinks`
-            (drawing and writing).
+            (drawing and writing). With a GPU, whose work overlaps the sinks', `infer` is what was still waited for.
         detections: Detections by class name.
         skipped: Pictures that could not be read.
         outputs: URIs of the sinks.
@@ -134,7 +134,8 @@ def run_pipeline(
 ) -> RunSummary:
     """Take every frame of the sources, one source after the other, through a detector into the sinks.
 
-    The next frames are read while the network runs. Frames are annotated only where a sink wants pictures, once for
+    The next frames are read while the network runs; on a GPU, which works on its own, the network also runs while the
+    frames before are drawn and written. Frames are annotated only where a sink wants pictures, once for
     all sinks. Ctrl-C ends the run with its files finished. On a terminal a progress bar is shown.
 
     Args:
@@ -196,32 +197,45 @@ class _Run:
         self._annotate = AnnotateOptions(masks=options.masks, mask_threshold=options.mask_threshold)
         self._latency = LatencyRecorder()
         self._counts: Counter[str] = Counter()
-        self._frames = 0
+        self._frames = self._taken = 0
+        self._error: StreamError | None = None
         self._begin = self._end = time.perf_counter()
 
     def loop(self) -> None:
         self._begin = time.perf_counter()
+        live = any(source.live for source in self._sources)
+        ahead = 1 if self._detector.overlaps and not live else 0  # of a camera, every frame is wanted at once
+        waiting: deque[tuple[list[Frame], PendingDetections]] = deque()
         with _progress(self._total()) as advance, _ReadAhead(self._sources, 2 * self._detector.batch) as frames:
             while not any(sink.wants_stop for sink in self._sinks):
-                room = self._detector.batch
-                if self._options.max_frames is not None:
-                    room = min(room, self._options.max_frames - self._frames)
-                batch = self._take(frames, room)
-                if not batch:
+                batch = self._take(frames)
+                if batch:
+                    waiting.append((batch, self._detector.submit(batch)))
+                if not waiting:
                     break
-                self._process(batch)
-                advance(len(batch))
+                if not batch or len(waiting) > ahead:
+                    advance(self._process(*waiting.popleft()))
         self._end = time.perf_counter()
 
-    def _take(self, frames: _ReadAhead, count: int) -> list[Frame]:
-        try:
-            return frames.take(count)
-        except StreamError:
-            self.camera_lost = any(source.live for source in self._sources)
-            raise
+    def _take(self, frames: _ReadAhead) -> list[Frame]:
+        """Frames of the next batch; none at the end, and an error after the last frame before it is written."""
+        room = self._detector.batch
+        if self._options.max_frames is not None:
+            room = min(room, self._options.max_frames - self._taken)
+        if self._error is None:
+            try:
+                batch = frames.take(room)
+                self._taken += len(batch)
+                return batch
+            except StreamError as error:
+                self.camera_lost = any(source.live for source in self._sources)
+                self._error = error
+        if self._frames == self._taken:
+            raise self._error
+        return []
 
-    def _process(self, batch: list[Frame]) -> None:
-        found, timings = self._detector.detect_timed(batch)
+    def _process(self, batch: list[Frame], pending: PendingDetections) -> int:
+        found, timings = pending.result()
         self._latency.add_timings(timings)
         for frame, detections in zip(batch, found, strict=True):
             kept = detections if self._options.masks else replace(detections, mask=None)
@@ -231,6 +245,7 @@ class _Run:
             self._counts.update(self._name(int(label)) for label in kept.class_id)
             self._frames += 1
             self._end = time.perf_counter()
+        return len(batch)
 
     def _write(self, frame: Frame, detections: Detections) -> None:
         draw = functools.cache(

@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 
+from edge_mrcnn.device import find_gpus
 from edge_mrcnn.errors import EngineError
+from edge_mrcnn.gpu import cuda
 from edge_mrcnn.runtime.runners import OrtRunner, open_runner
 from edge_mrcnn.runtime.trt_runner import TrtRunner
 from edge_mrcnn.sidecar import sidecar_path
+from tests.gpu.fake_driver import FakeDriver
 from tests.gpu.fake_gpu import FakeGpu, assert_same
 from tests.runtime.tiny_detector import SPEC
 from tests.runtime.trt_cases import feeds
@@ -162,3 +165,40 @@ def test_a_cache_that_cannot_be_written_costs_time_only(
         assert_same(runner.infer(feeds(1)), network.infer(feeds(1)))
     assert "the runtime cache is not kept" in caplog.text
     gpu.check()
+
+
+# --------------------------------------------------------------------------------------------------- the real TensorRT
+@pytest.fixture(scope="module")
+def real_engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An engine that the real TensorRT-RTX built for sm_86, which takes no GPU."""
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+    pytest.importorskip("onnx_graphsurgeon", reason="onnx-graphsurgeon is not installed")
+    from edge_mrcnn.compiler.builder import BuildOptions, build_engine
+    from tests.compiler.tiny_model import build_tiny_model
+
+    folder = tmp_path_factory.mktemp("real")
+    onnx.save(build_tiny_model(), folder / "tiny.onnx")
+    options = BuildOptions(target="rtx:sm_86", cache_dir=folder / "cache", timeout_s=300.0)
+    return build_engine(folder / "tiny.onnx", options, folder).engine
+
+
+def test_a_real_engine_for_another_gpu(real_engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = FakeDriver(capability=(7, 5), name="NVIDIA T4")
+    monkeypatch.setattr(cuda, "driver", lambda: driver)
+    with pytest.raises(
+        EngineError, match=r"for sm_86, here is NVIDIA T4 \(sm_75\); .* --target rtx:sm_86,sm_75 --prec"
+    ):
+        TrtRunner(real_engine)
+    driver.finish()
+
+
+def test_a_real_engine_comes_as_far_as_the_gpu(real_engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sidecar, GPU, plugins and TensorRT-RTX are in order; then the GPU is missing that the driver stands in for."""
+    if find_gpus():
+        pytest.skip("there is a GPU, on which TensorRT-RTX would load the engine beside the stand-in driver")
+    driver = FakeDriver(capability=(8, 6))
+    monkeypatch.setattr(cuda, "driver", lambda: driver)
+    with pytest.raises(EngineError, match=r"TensorRT-RTX [\d.]+ cannot load the engine: .*[Cc]uda"):
+        TrtRunner(real_engine)
+    driver.finish()
