@@ -61,15 +61,12 @@ class Plan:
             raise SystemExit(f"EDGE_MRCNN_BUILD must be auto, off or require, not {self.mode!r}")
         self.arguments = shlex.split(os.environ.get("EDGE_MRCNN_CMAKE_ARGS", ""))
         self.record = Record()
+        self.possible = True
+        """Whether all is there. Decides what kind of wheel it becomes, so it stays when compiling fails."""
         try:
             self._look()
         except CannotBuildError as error:
-            self.record.reason = str(error)
-
-    @property
-    def possible(self) -> bool:
-        """Whether all is there."""
-        return self.record.reason is None
+            self.possible, self.record.reason = False, str(error)
 
     def _look(self) -> None:
         if self.mode == "off":
