@@ -18,7 +18,7 @@ RENDERING := libOSMesa.so=libosmesa6
 # The tests run the kernels on the CPU, and build the plugin library.
 COMPILER := bin:g++=g++
 
-SOURCES := 'plugins/*.cuh' 'plugins/*.hpp' 'plugins/*.cpp' 'plugins/*.cu' 'tests/plugins/*.cuh' 'tests/plugins/*.hpp' 'tests/plugins/*.cpp'
+SOURCES := $(foreach kind,cuh cu hpp h cpp,'plugins/*.$(kind)' 'tests/plugins/*.$(kind)')
 
 # TensorRT's Python bindings alone, of the versions that are supported: a test holds what is called of TensorRT against
 # them. 10.3 has none for Python 3.13.
