@@ -336,7 +336,7 @@ class Module(Owned):
         self._kernels: dict[str, int] = {}
 
     def kernel(self, name: str) -> int:
-        """Handle of an `extern "C"` kernel, loaded for good, so that a launch of it can be captured."""
+        """Handle of an `extern "C"` kernel, which is asked for once; not during a capture."""
         if name not in self._kernels:
             with self.context.activate():
                 found = check(driver().cuModuleGetFunction(self.handle, name.encode()), f"find the kernel {name}")

@@ -69,6 +69,8 @@ class KernelLauncher:
     def run(self, launches: Sequence[Launch], stream: int) -> None:
         """Give launches to a stream, in order; the context is current and the sources are loaded.
 
+        The driver loads a kernel at its first launch, so a stream is captured only after the same launches have run.
+
         Args:
             launches: What a plan of `edge_mrcnn.gpu.kernels` made.
             stream: Handle of the stream.
