@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edge_mrcnn import device
+from edge_mrcnn.errors import PluginError
 
 Status = Literal["ok", "missing", "note"]
 
@@ -205,8 +206,64 @@ def _examine_tensorrt(gpus: list[device.Gpu]) -> Iterable[Finding]:
         yield Finding("tensorrt", "TensorRT", "ok", detail)
     else:
         yield Finding("tensorrt", "TensorRT", "missing", "not installed", _install("tensorrt"))
-    detail = "the Python plugin, which builds engines; the C++ library and the CUDA kernels come with a later version"
-    yield Finding("tensorrt", "plugins", "note", detail)
+    yield _examine_library()
+    yield _examine_python_plugins(gpus)
+
+
+def _examine_library() -> Finding:
+    """Whether the C++ plugins are there, and why not; without them the Python plugins do the same."""
+    from edge_mrcnn.gpu import library
+
+    name, instead = "C++ plugins", "the Python plugins take their place"
+    try:
+        path = library.find_library()
+    except PluginError as error:
+        return Finding("tensorrt", name, "missing", f"{library.VARIABLE} is set", str(error))
+    record = library.read_record()
+    if path is not None:
+        made = (
+            f", for TensorRT {record.tensorrt} with CUDA {record.cuda}" if record and path.parent.name == "lib" else ""
+        )
+        return Finding("tensorrt", name, "ok", f"{path}{made}")
+    if os.environ.get(library.VARIABLE) == "off":
+        return Finding("tensorrt", name, "note", f"left out by {library.VARIABLE}=off; {instead}")
+    reason = record.reason if record and record.reason else "the package was installed without building them"
+    return Finding("tensorrt", name, "note", f"not built: {reason}; {instead}")
+
+
+def _examine_python_plugins(gpus: list[device.Gpu]) -> Finding:
+    """Whether their kernels can be compiled: by cuda.core with NVRTC, from the sources in the package."""
+    from edge_mrcnn.gpu import compile as kernels
+
+    name, folder = "Python plugins", kernels.kernel_folder()
+    sources = sorted(path.name for path in folder.glob("*/*.cuh") if path.stem == path.parent.name)
+    if not sources:
+        remedy = "install it again: pip install --force-reinstall --no-deps edge-mrcnn"
+        return Finding("tensorrt", name, "missing", f"the kernels' sources are not in {folder}", remedy)
+    nvrtc = _find_nvrtc()
+    if nvrtc is not None and "cuda" in _installed():
+        return Finding("tensorrt", name, "ok", f"NVRTC {nvrtc} compiles {len(sources)} kernel files in {folder}")
+    what = "cuda-core" if nvrtc is not None else "NVRTC"
+    if not gpus:
+        return Finding("tensorrt", name, "note", f"build engines; running them would take {what} as well as a GPU")
+    remedy = _install(_cuda_extra())
+    return Finding("tensorrt", name, "missing", f"build engines, but need {what} to run them", remedy)
+
+
+def _find_nvrtc() -> str | None:
+    """Version of pip's NVRTC, `of the CUDA toolkit` where the loader knows one, else None."""
+    for distribution in ("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12"):
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "of the CUDA toolkit" if ctypes.util.find_library("nvrtc") else None
+
+
+def _cuda_extra() -> str:
+    """The extra whose CUDA the driver runs."""
+    version = device.driver_cuda_version()
+    return "gpu-cu12" if version is not None and version[0] < 13 else "gpu-cu13"
 
 
 def _examine_video() -> Iterable[Finding]:
@@ -285,10 +342,18 @@ def _describe_verb(verb: str, installed: dict[str, str], gpus: list[device.Gpu])
         ]
         return f"can build with {' or '.join(here)}"
     if verb in ("run", "eval", "bench"):
-        return "runs model.onnx on the CPU; running engines comes with a later version"
+        return f"runs model.onnx on the CPU{_describe_engines(installed, gpus)}"
     if verb == "train" and not gpus:
         return "trains on the CPU, which is slow beside a GPU"
     return "can run here"
+
+
+def _describe_engines(installed: dict[str, str], gpus: list[device.Gpu]) -> str:
+    if not gpus:
+        return "; engines need an NVIDIA GPU"
+    missing = ["cuda-core"] * ("cuda" not in installed)
+    missing += ["tensorrt or tensorrt-rtx"] * (not {"tensorrt", "tensorrt_rtx"} & set(installed))
+    return f"; engines need {' and '.join(missing)}" if missing else f" and engines on {gpus[0].name}"
 
 
 def _extra_of(need: str) -> str:

@@ -10,6 +10,8 @@ import pytest
 from edge_mrcnn import cli, device, doctor
 from edge_mrcnn.device import Gpu
 from edge_mrcnn.doctor import Finding, Package, examine, find_package, to_json, to_lines
+from edge_mrcnn.gpu import library
+from edge_mrcnn.gpu.library import BuildRecord
 
 GPU = Gpu("NVIDIA RTX 4090", (8, 9), 24 << 30)
 
@@ -157,3 +159,103 @@ def test_other_packages_in_the_cuda_namespace_are_not_cuda_core(
     (tmp_path / "cuda").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
     assert find_package(Package("cuda", ("no-such-cuda-core",), "gpu-cu13", "")) is None
+
+
+LIBRARIES = [
+    # EDGE_MRCNN_PLUGINS, library that is there, record of the build, status, what is said
+    (None, None, None, "note", "not built: the package was installed without building them"),
+    (
+        None,
+        None,
+        BuildRecord(False, "nvcc was not found; install it"),
+        "note",
+        "not built: nvcc was not found; install it",
+    ),
+    (
+        None,
+        "lib/lib.so",
+        BuildRecord(True, None, "12.6", "10.3.0", "87"),
+        "ok",
+        "lib/lib.so, for TensorRT 10.3.0 with CUDA 12.6",
+    ),
+    (None, "build/lib.so", BuildRecord(False, "nvcc was not found"), "ok", "build/lib.so"),
+    ("off", None, None, "note", "left out by EDGE_MRCNN_PLUGINS=off"),
+    ("/nowhere/lib.so", None, None, "missing", "EDGE_MRCNN_PLUGINS is set"),
+]
+
+
+@pytest.mark.parametrize(("variable", "path", "record", "status", "detail"), LIBRARIES)
+def test_the_cpp_plugins(
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str | None,
+    path: str | None,
+    record: BuildRecord | None,
+    status: str,
+    detail: str,
+) -> None:
+    monkeypatch.setattr(library, "read_record", lambda: record)
+    if variable:
+        monkeypatch.setenv(library.VARIABLE, variable)
+    else:
+        monkeypatch.delenv(library.VARIABLE, raising=False)
+        monkeypatch.setattr(library, "find_library", lambda: path and Path(path))
+    finding = look_up("tensorrt", "C++ plugins")
+    assert finding.status == status
+    assert finding.detail.startswith(detail)
+    assert ("the Python plugins take their place" in finding.detail) == (status == "note")
+
+
+PYTHON_PLUGINS = [
+    # GPUs, packages missing, NVRTC, status, what is said, remedy
+    ([GPU], (), "12.6.85", "ok", "NVRTC 12.6.85 compiles 5 kernel files", None),
+    ([], (), "of the CUDA toolkit", "ok", "NVRTC of the CUDA toolkit compiles 5 kernel files", None),
+    ([GPU], (), None, "missing", "need NVRTC to run them", "pip install 'edge-mrcnn[gpu-cu12]'"),
+    ([GPU], ("cuda",), "12.6.85", "missing", "need cuda-core to run them", "pip install 'edge-mrcnn[gpu-cu12]'"),
+    ([], ("cuda",), None, "note", "running them would take NVRTC as well as a GPU", None),
+]
+
+
+@pytest.mark.parametrize(("gpus", "missing", "nvrtc", "status", "detail", "remedy"), PYTHON_PLUGINS)
+def test_the_python_plugins(
+    monkeypatch: pytest.MonkeyPatch,
+    gpus: list[Gpu],
+    missing: tuple[str, ...],
+    nvrtc: str | None,
+    status: str,
+    detail: str,
+    remedy: str | None,
+) -> None:
+    pretend(monkeypatch, gpus, missing)
+    monkeypatch.setattr(doctor, "_find_nvrtc", lambda: nvrtc)
+    finding = look_up("tensorrt", "Python plugins")
+    assert (finding.status, finding.remedy) == (status, remedy)
+    assert detail in finding.detail
+
+
+def test_python_plugins_without_their_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("edge_mrcnn.gpu.compile.kernel_folder", lambda: tmp_path)
+    finding = look_up("tensorrt", "Python plugins")
+    assert (finding.status, finding.detail) == ("missing", f"the kernels' sources are not in {tmp_path}")
+
+
+ENGINES = [
+    # GPUs, packages missing, what is said of running a model
+    ([], (), "runs model.onnx on the CPU; engines need an NVIDIA GPU"),
+    ([GPU], (), "runs model.onnx on the CPU and engines on NVIDIA RTX 4090"),
+    ([GPU], ("tensorrt",), "runs model.onnx on the CPU and engines on NVIDIA RTX 4090"),
+    ([GPU], ("cuda",), "runs model.onnx on the CPU; engines need cuda-core"),
+    (
+        [GPU],
+        ("cuda", "tensorrt", "tensorrt_rtx"),
+        "runs model.onnx on the CPU; engines need cuda-core and tensorrt or tensorrt-rtx",
+    ),
+]
+
+
+@pytest.mark.parametrize("verb", ["run", "eval", "bench"])
+@pytest.mark.parametrize(("gpus", "missing", "detail"), ENGINES)
+def test_what_models_run_on(
+    monkeypatch: pytest.MonkeyPatch, gpus: list[Gpu], missing: tuple[str, ...], detail: str, verb: str
+) -> None:
+    pretend(monkeypatch, gpus, missing)
+    assert look_up("verbs", verb).detail == detail

@@ -14,8 +14,8 @@ MAY_IMPORT = {
     "gpu": set(),
     "commands": {"training", "compiler", "evaluation", "runtime"},
 }
-CORE_LAZILY = {"detections.py": {"runtime"}, "__init__.py": {"runtime"}}
-"""Public names and full-size masks, imported when they are asked for."""
+CORE_LAZILY = {"detections.py": {"runtime"}, "__init__.py": {"runtime"}, "doctor.py": {"gpu"}}
+"""Public names, full-size masks and what the doctor examines, imported when they are asked for."""
 
 
 def imported_parts(path: Path) -> set[str]:
