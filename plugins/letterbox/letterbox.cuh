@@ -7,7 +7,7 @@
 // so that a load touches 3 to 5 lines of cache and not 10, and exchanges them to store 24 whole words.
 //
 // NV12: a tap is converted to 8-bit RGB with the U, V of its own 2x2 pixels (no interpolation of chroma) and then
-// interpolated, as OpenCV's cvtColorTwoPlane followed by a resize does it.
+// interpolated, as OpenCV's cvtColorTwoPlane followed by a resize does it: within 2 grey levels, RGB within 1.
 #pragma once
 
 #include "letterbox/args.cuh"
