@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,9 @@ import numpy.typing as npt
 from edge_mrcnn.gpu.cuda import Context, Stream
 from edge_mrcnn.gpu.launches import ALIGNMENT, round_up
 from edge_mrcnn.gpu.memory import DeviceBuffer, PinnedBuffer, copy_to_device, copy_to_host
+
+_GROWTH = 1 << 20
+"""Bytes by which a block grows, so that a slightly larger picture seldom needs more."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +63,24 @@ class Block:
     """
 
     def __init__(self, context: Context, nbytes: int) -> None:
-        self.nbytes = nbytes
-        self._device = DeviceBuffer(context, nbytes)
-        try:
-            self._pinned = PinnedBuffer(context, nbytes)
-        except BaseException:
-            self._device.close()
-            raise
+        self._context, self.nbytes = context, 0
+        self._device, self._pinned = DeviceBuffer(context, 0), PinnedBuffer(context, 0)
+        self._allocate(nbytes)
+
+    def reserve(self, nbytes: int, before: Callable[[], None]) -> None:
+        """Make it larger where it is too small; what it held is lost, and its addresses change.
+
+        Args:
+            nbytes: Size needed.
+            before: Called before the memory goes, to drop what holds the addresses. Nothing may be using them.
+
+        Raises:
+            EngineError: Memory is out; the block is empty then.
+        """
+        if nbytes > self.nbytes:
+            before()
+            self.close()
+            self._allocate(round_up(nbytes, _GROWTH))
 
     def address(self, section: Section) -> int:
         """Where a tensor lies on the GPU."""
@@ -85,8 +99,18 @@ class Block:
         copy_to_host(self._pinned.address + offset, self._device.address + offset, nbytes, stream)
 
     def close(self) -> None:
-        """Free both; nothing may be using them any more."""
+        """Free both; nothing may be using them any more. A second call does nothing."""
+        self.nbytes = 0
         try:
             self._device.close()
         finally:
             self._pinned.close()
+
+    def _allocate(self, nbytes: int) -> None:
+        self._device = DeviceBuffer(self._context, nbytes)
+        try:
+            self._pinned = PinnedBuffer(self._context, nbytes)
+        except BaseException:
+            self._device.close()
+            raise
+        self.nbytes = nbytes

@@ -13,23 +13,29 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from edge_mrcnn.device import Gpu
 from edge_mrcnn.errors import EngineError
-from edge_mrcnn.gpu import cuda, tensorrt_api
+from edge_mrcnn.gpu import tensorrt_api
 from edge_mrcnn.gpu.arrays import ArrayView
 from edge_mrcnn.gpu.execution import Engine, Graphs
-from edge_mrcnn.gpu.kernels import letterbox
+from edge_mrcnn.gpu.kernels import letterbox, paste_masks
 from edge_mrcnn.gpu.launcher import KernelLauncher
 from edge_mrcnn.gpu.plugins import register_plugins
-from edge_mrcnn.gpu.runtime_cache import RuntimeCacheFile
 from edge_mrcnn.gpu.target import Flavour
 from edge_mrcnn.runtime.engine_checks import check_engine, engine_flavour
 from edge_mrcnn.runtime.preprocess import Geometry, fit
 from edge_mrcnn.runtime.trt_graphs import GraphSwitch
 from edge_mrcnn.runtime.trt_inputs import take_feeds, take_pictures
+from edge_mrcnn.runtime.trt_opening import (
+    backend_name,
+    cache_file,
+    check_inputs,
+    describe_gpu,
+    open_gpu,
+    read_engine,
+)
 from edge_mrcnn.runtime.trt_pending import Pending
-from edge_mrcnn.runtime.trt_slot import IMAGE_HW, IMAGES, Slot
-from edge_mrcnn.sidecar import EngineSidecar, hash_file
+from edge_mrcnn.runtime.trt_slot import Slot
+from edge_mrcnn.sidecar import EngineSidecar
 from edge_mrcnn.spec import ModelSpec
 
 _log = logging.getLogger(__name__)
@@ -75,6 +81,7 @@ class TrtRunner:
         gpu: int = 0,
         slots: int = 2,
         graphs: Graphs = "auto",
+        paste: float | None = None,
     ) -> None:
         """Open an engine.
 
@@ -86,17 +93,21 @@ class TrtRunner:
             gpu: Ordinal of the GPU, as CUDA counts.
             slots: Most batches under way at a time. Each takes memory of its own, when it is first needed.
             graphs: What is captured in CUDA graphs.
+            paste: Calls with pictures also give `instance_maps`, made on the GPU: for each picture `(h, w)` uint16, row
+                + 1 of the detection that a pixel belongs to, 0 for none, of the detections that have this score.
 
         Raises:
             EngineError: The engine or its sidecar is missing, it was built for another TensorRT, GPU or version of
                 this package, what it needs is not installed, or the GPU is out of memory.
             PluginError: The plugins cannot be registered.
-            ValueError: `slots` is not positive.
+            ValueError: `slots` is not positive, or `paste` is no score.
         """
         if slots < 1:
             raise ValueError(f"slots must be at least 1, got {slots}")
+        if paste is not None and not 0 <= paste <= 1:
+            raise ValueError(f"paste must be None or from 0 to 1, got {paste}")
         self.path = Path(path)
-        self._slot_count, self._ordinal = slots, gpu
+        self._slot_count, self._ordinal, self._paste = slots, gpu, paste
         self._lock = threading.RLock()
         self._idle: deque[Slot] = deque()
         self._slots: list[Slot] = []
@@ -108,7 +119,7 @@ class TrtRunner:
             sidecar = EngineSidecar.load_for(self.path)
             spec, flavour = sidecar.spec, engine_flavour(sidecar)
         self._spec, self._api = spec, tensorrt_api.load(flavour)
-        self._device = _open_gpu(self.path, gpu)
+        self._device = open_gpu(self.path, gpu)
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
             with self._device.activate():
@@ -116,18 +127,18 @@ class TrtRunner:
             undo.pop_all()
 
     def _open(self, sidecar: EngineSidecar | None, graphs: Graphs) -> None:
-        gpu = _describe(self._device)
+        gpu = describe_gpu(self._device)
         if sidecar is not None:
             check_engine(sidecar, self._api.version, gpu)
-        self._backend = _backend(self._api, gpu, sidecar)
+        self._backend = backend_name(self._api, gpu, sidecar)
         self._launcher = KernelLauncher(self._device)
         self._closing.callback(self._launcher.close)
         _creators.extend(register_plugins(self._api))
-        cache = _cache_file(self._api, gpu, sidecar.engine_sha256 if sidecar else hash_file(self.path))
-        self._engine: Engine = Engine(self._api, self.path.read_bytes(), graphs, cache)
+        cache = cache_file(self._api, gpu, self.path, sidecar)
+        self._engine: Engine = Engine(self._api, read_engine(self.path), graphs, cache)
         self._closing.callback(self._engine.close)
         self._closing.callback(self._engine.save_cache)
-        _check_inputs(self.path, self._engine)
+        check_inputs(self.path, self._engine)
         self._switch = GraphSwitch(self._engine.graphs)
         self._idle.append(self._make_slot())
 
@@ -171,7 +182,8 @@ class TrtRunner:
             pictures: `(h, w, 3)` uint8 RGB each, of any sizes; NumPy arrays or arrays on the GPU.
 
         Returns:
-            Every output by name, NumPy arrays with a row for each picture, and where each picture lies on the canvas.
+            Every output by name, NumPy arrays with a row for each picture, with `paste` also `instance_maps`, and where
+            each picture lies on the canvas.
 
         Raises:
             EngineError: The runner is closed or the network fails.
@@ -224,11 +236,11 @@ class TrtRunner:
         """
 
         def start(slot: Slot) -> tuple[Pending, Any]:
-            self._launcher.load([letterbox.SOURCE])
+            self._launcher.load([letterbox.SOURCE, *([] if self._paste is None else [paste_masks.SOURCE])])
             taken = take_pictures(pictures, slot.stream, self._ordinal)
             batch = self._batch_for(len(taken))
             geometries = tuple(fit((item.shape[0], item.shape[1]), self._spec.input_hw) for item in taken)
-            slot.start_pictures(taken, geometries, batch, not on_device)
+            slot.start_pictures(taken, geometries, batch, not on_device, self._paste)
             return Pending(self, geometries), taken
 
         return self._begin(start, not on_device)
@@ -360,39 +372,3 @@ class TrtRunner:
                 f"got {rows}"
             )
         return max(rows, smallest)
-
-
-def _open_gpu(path: Path, ordinal: int) -> cuda.Context:
-    try:
-        return cuda.Context(ordinal)
-    except EngineError as error:
-        raise EngineError(
-            f"{path} needs an NVIDIA GPU: {error}; on the CPU, run the ONNX file that it was built from: "
-            "edge-mrcnn run model.onnx SOURCE"
-        ) from error
-
-
-def _describe(device: cuda.Context) -> Gpu:
-    return Gpu(device.name, device.capability, device.memory()[1], device.integrated)
-
-
-def _check_inputs(path: Path, engine: Engine) -> None:
-    found = {item.name: item.dtype for item in engine.inputs}
-    if found != {IMAGES: "uint8", IMAGE_HW: "float32"}:
-        raise EngineError(
-            f"{path} is no engine of ours: its inputs are {found}, not images (uint8) and image_hw (float32); build "
-            "one with: edge-mrcnn build model.onnx"
-        )
-
-
-def _backend(api: tensorrt_api.TensorRtApi, gpu: Gpu, sidecar: EngineSidecar | None) -> str:
-    product = tensorrt_api.describe(api.flavour).lower()
-    version = ".".join(api.version.split(".")[:3])
-    return " ".join([f"{product}-{version}", gpu.sm, *([sidecar.precision] if sidecar else [])])
-
-
-def _cache_file(api: tensorrt_api.TensorRtApi, gpu: Gpu, engine_sha256: str) -> RuntimeCacheFile | None:
-    if api.flavour != "rtx":
-        return None
-    driver_version = cuda.check(cuda.driver().cuDriverGetVersion(), "ask for the driver's version")
-    return RuntimeCacheFile([engine_sha256, gpu.name, gpu.sm, str(driver_version), api.version])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +14,9 @@ from edge_mrcnn.errors import EngineError
 from edge_mrcnn.gpu.arrays import ArrayView, DeviceArray
 from edge_mrcnn.gpu.cuda import Context, Event, Stream
 from edge_mrcnn.gpu.execution import Engine, Execution
-from edge_mrcnn.gpu.kernels import letterbox
+from edge_mrcnn.gpu.kernels import letterbox, paste_masks
 from edge_mrcnn.gpu.launcher import KernelLauncher
-from edge_mrcnn.gpu.launches import Launch, Tensor, round_up
+from edge_mrcnn.gpu.launches import Launch, Tensor
 from edge_mrcnn.gpu.memory import DeviceBuffer
 from edge_mrcnn.runtime.preprocess import Geometry
 from edge_mrcnn.runtime.trt_buffers import Block, Section, pack
@@ -27,8 +27,11 @@ Array = npt.NDArray[Any]
 IMAGES, IMAGE_HW = "images", "image_hw"
 """The network's inputs."""
 
-_GROWTH = 1 << 20
-"""Bytes by which the memory for pictures grows, so that a slightly larger picture seldom needs more."""
+PASTED = ("masks", "boxes", "scores", "num_detections")
+"""The outputs of which instance maps are made."""
+
+MAPS = "instance_maps"
+"""What the maps are called among the results."""
 
 
 class _Closable(Protocol):
@@ -36,6 +39,9 @@ class _Closable(Protocol):
 
 
 _Resource = TypeVar("_Resource", bound=_Closable)
+
+
+_Copy: TypeAlias = tuple[Block, int, int]
 
 
 @dataclass(frozen=True)
@@ -56,25 +62,31 @@ class _Work:
 
     Attributes:
         binding: Its context and places.
-        download: Whether results are copied to the host.
+        rows: Pictures in it.
         key: Same work on the same memory; None: not to be captured.
-        uploads: Block, offset and bytes of each copy to the GPU.
-        launches: Kernels before the network.
         foreign: Inputs that lie somewhere else than in our blocks.
+        uploads: Block, offset and bytes of each copy to the GPU.
+        before: Kernels before the network.
+        after: Kernels after it.
+        downloads: Block, offset and bytes of each copy to the host.
+        maps: Where the instance maps lie, if they were asked for.
     """
 
     binding: _Binding
-    download: bool
+    rows: int
     key: Hashable | None
-    uploads: list[tuple[Block, int, int]] = field(default_factory=list)
-    launches: list[Launch] = field(default_factory=list)
     foreign: dict[str, int] = field(default_factory=dict)
+    uploads: list[_Copy] = field(default_factory=list)
+    before: list[Launch] = field(default_factory=list)
+    after: list[Launch] = field(default_factory=list)
+    downloads: list[_Copy] = field(default_factory=list)
+    maps: list[Section] = field(default_factory=list)
 
 
 class Slot:
     """A stream with its execution contexts, buffers and CUDA graphs. One batch at a time; the caller sees to that.
 
-    Buffers are made for the largest batch once; only the one for raw pictures grows with them.
+    Buffers are made for the largest batch once; only those for pictures and maps grow with the pictures.
 
     Args:
         device: The GPU's context, active in every call.
@@ -88,7 +100,7 @@ class Slot:
         self._device, self._launcher = device, launcher
         self._bindings: dict[tuple[int, bool], _Binding] = {}
         self._shared: Execution | None = None
-        self._current: tuple[_Binding, int] | None = None
+        self._current: _Work | None = None
         self._closing = contextlib.ExitStack()
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
@@ -99,8 +111,8 @@ class Slot:
             largest = self._binding(engine.inputs[0].batch[1])
             self._inputs = self._own(Block(device, largest.input_bytes))
             self._results = self._own(Block(device, largest.output_bytes))
-            self._pixels = Block(device, 0)
-            self._closing.callback(lambda: self._pixels.close())
+            self._pixels = self._own(Block(device, 0))
+            self._maps = self._own(Block(device, 0))
             self._graphs = FrameGraphs(self.stream, switch)
             self._closing.callback(self._graphs.clear)
             self._closing.callback(self.settle)
@@ -117,7 +129,7 @@ class Slot:
         """
         foreign = {name: value.address for name, value in feeds.items() if isinstance(value, ArrayView)}
         binding = self._binding(batch, bool(foreign))
-        work = _Work(binding, download, None if foreign else ("feeds", batch, download), foreign=foreign)
+        work = _Work(binding, rows, None if foreign else ("feeds", batch, download), foreign)
         for name, value in feeds.items():
             if not isinstance(value, ArrayView):
                 section = binding.inputs[name]
@@ -127,10 +139,15 @@ class Slot:
                 work.uploads.append((self._inputs, section.offset, section.nbytes))
         if not foreign:
             work.uploads = [(self._inputs, 0, binding.input_bytes)]
-        self._start(work, rows)
+        self._start(work, download)
 
     def start_pictures(
-        self, pictures: Sequence[Array | ArrayView], geometries: Sequence[Geometry], batch: int, download: bool
+        self,
+        pictures: Sequence[Array | ArrayView],
+        geometries: Sequence[Geometry],
+        batch: int,
+        download: bool,
+        paste: float | None = None,
     ) -> None:
         """Give raw pictures to the GPU, letterbox them there and run the network.
 
@@ -139,29 +156,35 @@ class Slot:
             geometries: Where each lies on the canvas.
             batch: Rows the engine runs with; those beyond the pictures repeat the first.
             download: Whether the results come to the host.
+            paste: Also make instance maps, of the detections that have this score.
         """
-        binding = self._binding(batch)
-        sections, total = pack((str(i), p.shape, "uint8") for i, p in enumerate(pictures) if isinstance(p, np.ndarray))
-        pixels = self._room_for(total)
-        sources = []
-        for index, picture in enumerate(pictures):
-            if isinstance(picture, ArrayView):
-                address = picture.address
-            else:
-                section = sections[str(index)]
-                pixels.view(section)[:] = picture
-                address = pixels.address(section)
-            sources.append(Tensor(address, picture.shape, "uint8"))
-        work = _Work(binding, download, ("pictures", batch, download, *sources))
-        work.uploads = [(pixels, 0, total)] if total else []
-        contents, padding = [geometry.content_hw for geometry in geometries], batch - len(pictures)
-        work.launches = letterbox.launches(
+        binding, contents = self._binding(batch), [geometry.content_hw for geometry in geometries]
+        sources, pixel_bytes = self._stage(pictures)
+        work = _Work(binding, len(pictures), ("pictures", batch, download, *sources))
+        work.uploads = [(self._pixels, 0, pixel_bytes)] if pixel_bytes else []
+        padding = batch - len(pictures)
+        work.before = letterbox.launches(
             sources + sources[:1] * padding,
             contents + contents[:1] * padding,
-            self._input(binding, IMAGES),
-            self._input(binding, IMAGE_HW),
+            _tensor(self._inputs, binding.inputs[IMAGES]),
+            _tensor(self._inputs, binding.inputs[IMAGE_HW]),
         )
-        self._start(work, len(pictures))
+        if paste is not None:
+            sections, map_bytes = pack((str(i), picture.shape[:2], "uint16") for i, picture in enumerate(pictures))
+            self._maps.reserve(map_bytes, self._graphs.clear)
+            work.maps = list(sections.values())
+            masks, boxes, scores, count = (_tensor(self._results, binding.outputs[name]) for name in PASTED)
+            work.after = paste_masks.launches(
+                masks,
+                boxes,
+                scores,
+                count,
+                [_tensor(self._maps, section) for section in work.maps],
+                contents,
+                paste,
+            )
+            work.downloads = [(self._maps, 0, map_bytes)]
+        self._start(work, download)
 
     def is_done(self) -> bool:
         """Whether the batch is through."""
@@ -180,47 +203,74 @@ class Slot:
         with contextlib.suppress(EngineError):
             self.stream.synchronize()
 
-    def read(self) -> dict[str, Array]:
+    def read(self) -> dict[str, Any]:
         """Results of the batch that is through, copied out of the memory that the next one overwrites."""
-        binding, rows = self._started()
-        return {name: self._results.view(section)[:rows].copy() for name, section in binding.outputs.items()}
-
-    def arrays(self, lease: object) -> dict[str, DeviceArray]:
-        """Results of the batch where they lie on the GPU; the slot must not be used while `lease` lives."""
-        binding, rows = self._started()
-        return {
-            name: DeviceArray(
-                self._results.address(section), (rows, *section.shape[1:]), np.dtype(section.dtype), self.stream, lease
-            )
-            for name, section in binding.outputs.items()
+        work = self._started()
+        found: dict[str, Any] = {
+            name: self._results.view(section)[: work.rows].copy() for name, section in work.binding.outputs.items()
         }
+        if work.maps:
+            found[MAPS] = [self._maps.view(section).copy() for section in work.maps]
+        return found
+
+    def arrays(self, lease: object) -> dict[str, Any]:
+        """Results of the batch where they lie on the GPU; the slot must not be used while `lease` lives."""
+        work = self._started()
+
+        def array(block: Block, section: Section, shape: tuple[int, ...]) -> DeviceArray:
+            return DeviceArray(block.address(section), shape, np.dtype(section.dtype), self.stream, lease)
+
+        found: dict[str, Any] = {
+            name: array(self._results, section, (work.rows, *section.shape[1:]))
+            for name, section in work.binding.outputs.items()
+        }
+        if work.maps:
+            found[MAPS] = [array(self._maps, section, section.shape) for section in work.maps]
+        return found
 
     def close(self) -> None:
         """Wait for what is under way and give everything back; a second call does nothing."""
         self._closing.close()
 
-    def _start(self, work: _Work, rows: int) -> None:
+    def _start(self, work: _Work, download: bool) -> None:
         binding = work.binding
+        work.downloads = [(self._results, 0, binding.output_bytes), *work.downloads] if download else []
         binding.execution.set_shapes(binding.shapes)
         inputs = {name: self._inputs.address(section) for name, section in binding.inputs.items()}
         outputs = {name: self._results.address(section) for name, section in binding.outputs.items()}
         binding.execution.set_addresses({**inputs, **outputs, **work.foreign})
         self._graphs.run(work.key, lambda: self._give(work), lambda: binding.execution.can_be_captured(self.stream))
         self.stream.record(self._done)
-        self._current = binding, rows
+        self._current = work
 
     def _give(self, work: _Work) -> None:
         for block, offset, nbytes in work.uploads:
             block.upload(offset, nbytes, self.stream)
-        self._launcher.run(work.launches, self.stream.handle)
+        self._launcher.run(work.before, self.stream.handle)
         work.binding.execution.enqueue(self.stream)
-        if work.download:
-            self._results.download(0, work.binding.output_bytes, self.stream)
+        self._launcher.run(work.after, self.stream.handle)
+        for block, offset, nbytes in work.downloads:
+            block.download(offset, nbytes, self.stream)
 
-    def _started(self) -> tuple[_Binding, int]:
+    def _started(self) -> _Work:
         if self._current is None:
             raise EngineError("nothing was started in this slot")
         return self._current
+
+    def _stage(self, pictures: Sequence[Array | ArrayView]) -> tuple[list[Tensor], int]:
+        """Put pictures into pinned memory; where each will lie on the GPU, and the bytes to upload."""
+        ours = {str(i): picture for i, picture in enumerate(pictures) if isinstance(picture, np.ndarray)}
+        sections, nbytes = pack((name, picture.shape, "uint8") for name, picture in ours.items())
+        self._pixels.reserve(nbytes, self._graphs.clear)
+        for name, picture in ours.items():
+            self._pixels.view(sections[name])[:] = picture
+        sources = [
+            Tensor(picture.address, picture.shape, "uint8")
+            if isinstance(picture, ArrayView)
+            else _tensor(self._pixels, sections[str(i)])
+            for i, picture in enumerate(pictures)
+        ]
+        return sources, nbytes
 
     def _binding(self, batch: int, foreign: bool = False) -> _Binding:
         """The context and places of a batch size.
@@ -240,18 +290,6 @@ class Slot:
             self._bindings[key] = _Binding(execution, shapes, inputs, outputs, input_bytes, output_bytes)
         return self._bindings[key]
 
-    def _input(self, binding: _Binding, name: str) -> Tensor:
-        section = binding.inputs[name]
-        return Tensor(self._inputs.address(section), section.shape, section.dtype)
-
-    def _room_for(self, nbytes: int) -> Block:
-        """The block for raw pictures, made anew where it is too small; the graphs hold the old one's address."""
-        if nbytes > self._pixels.nbytes:
-            self._graphs.clear()
-            self._pixels.close()
-            self._pixels = Block(self._device, round_up(nbytes, _GROWTH))
-        return self._pixels
-
     def _drop_contexts(self) -> None:
         self._bindings.clear()
         self._shared = self._current = None
@@ -259,3 +297,8 @@ class Slot:
     def _own(self, resource: _Resource) -> _Resource:
         self._closing.callback(resource.close)
         return resource
+
+
+def _tensor(block: Block, section: Section) -> Tensor:
+    """A section as a kernel sees it."""
+    return Tensor(block.address(section), section.shape, section.dtype)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from edge_mrcnn.gpu import cuda, launcher, tensorrt_api
-from edge_mrcnn.gpu.kernels import letterbox
-from edge_mrcnn.runtime import preprocess
+from edge_mrcnn.gpu.kernels import letterbox, paste_masks
+from edge_mrcnn.runtime import paste, preprocess
 from edge_mrcnn.runtime.runners import OrtRunner
 from edge_mrcnn.sidecar import EngineSidecar, hash_file, plugins_hash, sidecar_path
 from tests.gpu.fake_driver import FakeDriver
@@ -32,6 +32,31 @@ def letterbox_kernel(driver: FakeDriver, args: Any) -> None:
         content[:] = geometry.content_hw
 
 
+def paste_kernel(driver: FakeDriver, args: Any) -> None:
+    """The kernel by way of the CPU's pasting, one detection after the other, the best on top."""
+    count, size = args.detections, args.mask_size
+
+    def view(address: int, *shape: int) -> np.ndarray:
+        return driver.device_view(address, args.count * int(np.prod(shape)) * 4).view(np.float32).reshape(-1, *shape)
+
+    masks, boxes, scores = view(args.masks, count, size, size), view(args.boxes, count, 4), view(args.scores, count)
+    numbers = driver.device_view(args.num_detections, args.count * 4).view(np.int32)
+    for row, picture in enumerate(args.pictures[: args.count]):
+        out = driver.device_view(picture.instances, picture.height * picture.width * 2).view(np.uint16)
+        hw, scale = (picture.height, picture.width), np.array([picture.scale_x, picture.scale_y] * 2, np.float32)
+        out[:] = paste_rows(
+            masks[row], boxes[row] / scale, scores[row] >= args.score_threshold, int(numbers[row]), hw
+        ).ravel()
+
+
+def paste_rows(masks: np.ndarray, boxes: np.ndarray, kept: np.ndarray, count: int, hw: tuple[int, int]) -> np.ndarray:
+    """A map `(h, w)` uint16 of the rows kept; numbers are those of all rows."""
+    instances = np.zeros(hw, np.uint16)
+    for row in reversed([row for row in range(count) if kept[row]]):
+        instances[paste.paste_masks(masks[row : row + 1], boxes[row : row + 1], hw)[0]] = row + 1
+    return instances
+
+
 class FakeGpu:
     """The machine.
 
@@ -42,7 +67,10 @@ class FakeGpu:
     """
 
     def __init__(self, patch: pytest.MonkeyPatch, seed: int = 0, flavour: str = "tensorrt", **driver: Any) -> None:
-        kernels = {"letterbox": (letterbox_kernel, letterbox.Args)}
+        kernels = {
+            "letterbox": (letterbox_kernel, letterbox.Args),
+            "paste_masks_f32": (paste_kernel, paste_masks.Args),
+        }
         self.driver = FakeDriver(seed, kernels, **driver)
         self.flavour, self.tensorrt = flavour, FakeTensorRt(self.driver, flavour, VERSIONS[flavour])
         patch.setattr(cuda, "driver", lambda: self.driver)

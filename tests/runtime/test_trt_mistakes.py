@@ -62,8 +62,8 @@ def reuse_a_slot_under_way(patch: Patch) -> None:
 
 def hand_out_pinned_memory(patch: Patch) -> None:
     def read(slot: Any) -> Any:
-        binding, rows = slot._started()
-        return {name: slot._results.view(section)[:rows] for name, section in binding.outputs.items()}
+        work = slot._started()
+        return {name: slot._results.view(section)[: work.rows] for name, section in work.binding.outputs.items()}
 
     patch.setattr(trt_slot.Slot, "read", read)
 

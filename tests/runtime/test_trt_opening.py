@@ -76,6 +76,16 @@ def test_what_fails_while_opening_leaves_nothing(gpu: FakeGpu, engine: Path, ste
     gpu.check()
 
 
+@pytest.mark.parametrize("flavour", ["tensorrt", "rtx"])
+def test_a_missing_engine(flavour: str, tmp_path: Path, monkeypatch: Any) -> None:
+    gpu = FakeGpu(monkeypatch, flavour=flavour)
+    with pytest.raises(EngineError, match="there is no engine"):
+        TrtRunner(tmp_path / "model.engine")
+    with pytest.raises(EngineError, match=r"cannot read .*model\.engine"):
+        TrtRunner(tmp_path / "model.engine", spec=SPEC, flavour=flavour)
+    gpu.check()
+
+
 def test_a_file_that_is_no_engine(gpu: FakeGpu, tmp_path: Path) -> None:
     path = tmp_path / "foreign.engine"
     path.write_bytes(b"\x00garbage")

@@ -18,7 +18,7 @@ from edge_mrcnn.runtime.runners import OrtRunner
 from edge_mrcnn.runtime.sources import open_source
 from edge_mrcnn.runtime.trt_runner import TrtRunner
 from tests.gpu.fake_device import FaultError
-from tests.gpu.fake_gpu import FakeGpu, assert_same, expected
+from tests.gpu.fake_gpu import FakeGpu, assert_same, expected, paste_rows
 from tests.runtime.tiny_detector import CANVAS
 from tests.runtime.trt_cases import SIZES, Array, draw, feeds
 
@@ -86,6 +86,34 @@ def test_a_view_of_a_picture(engine: Path, gpu: FakeGpu, network: OrtRunner) -> 
     with TrtRunner(engine) as runner:
         outputs, _ = runner.infer_pictures([bgr[::2, :, ::-1]])
     assert_same(outputs, expected(network, [bgr[::2, :, ::-1]]))
+    gpu.check()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_instance_maps(seed: int, model: Path, tmp_path: Path, network: OrtRunner, monkeypatch: Any) -> None:
+    gpu, rng = FakeGpu(monkeypatch, seed), np.random.default_rng(seed)
+    with TrtRunner(gpu.engine(model, tmp_path, (2, 2, 4)), paste=0.4) as runner:
+        waiting = []
+        for count in (1, 2, 1, 1, 1, 3, 1):
+            pictures = [draw(rng, SIZES[index]) for index in range(count)]
+            waiting.append((runner.submit_pictures(pictures), pictures))
+        for pending, pictures in reversed(waiting):
+            found, wanted = pending.result(), expected(network, pictures)
+            maps = found.pop("instance_maps")
+            assert_same(found, wanted)
+            for row, geometry in enumerate(pending.geometries):
+                boxes = wanted["boxes"][row] / np.array(geometry.scale_xy * 2, np.float32)
+                kept = wanted["scores"][row] >= 0.4  # of the two, the first
+                count = wanted["num_detections"][row]
+                assert maps[row].dtype == np.uint16
+                np.testing.assert_array_equal(
+                    maps[row], paste_rows(wanted["masks"][row], boxes, kept, count, geometry.original_hw)
+                )
+                assert set(np.unique(maps[row])) == {0, 1}
+        assert "instance_maps" not in runner.infer(feeds(1))
+        maps = runner.submit_pictures(pictures, on_device=True).result()["instance_maps"]
+        assert [item.shape for item in maps] == [picture.shape[:2] for picture in pictures]
+        del maps
     gpu.check()
 
 
@@ -323,9 +351,11 @@ def test_closed(engine: Path, gpu: FakeGpu) -> None:
     gpu.check()
 
 
-def test_slots(engine: Path) -> None:
+def test_wrong_options(engine: Path) -> None:
     with pytest.raises(ValueError, match="slots must be at least 1, got 0"):
         TrtRunner(engine, slots=0)
+    with pytest.raises(ValueError, match=r"paste must be None or from 0 to 1, got 2"):
+        TrtRunner(engine, paste=2)
 
 
 def test_a_detector_finds_the_same(engine: Path, gpu: FakeGpu, model: Path) -> None:
