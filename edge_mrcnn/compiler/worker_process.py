@@ -22,7 +22,7 @@ from typing import IO, Any
 from edge_mrcnn import errors
 from edge_mrcnn.compiler.build_worker import Job
 from edge_mrcnn.errors import EdgeMrcnnError, EngineError
-from edge_mrcnn.gpu import tensorrt_api
+from edge_mrcnn.gpu import library, tensorrt_api
 from edge_mrcnn.gpu.target import Flavour
 
 _log = logging.getLogger(__name__)
@@ -146,10 +146,14 @@ def _start(folder: Path, flavour: Flavour, stderr: IO[bytes]) -> subprocess.Pope
     libraries.mkdir()
     tensorrt_api.link_libraries(flavour, libraries)
     package_root = str(Path(errors.__file__).resolve().parents[1])
-    environment = os.environ | {
-        "LD_LIBRARY_PATH": _prepend(str(libraries), "LD_LIBRARY_PATH"),
-        "PYTHONPATH": _prepend(package_root, "PYTHONPATH"),
-    }
+    environment = (
+        os.environ
+        | library.absolute_variable()
+        | {
+            "LD_LIBRARY_PATH": _prepend(str(libraries), "LD_LIBRARY_PATH"),
+            "PYTHONPATH": _prepend(package_root, "PYTHONPATH"),
+        }
+    )
     return subprocess.Popen(
         [*COMMAND, str(folder / "job.json")],
         stdin=subprocess.PIPE,

@@ -73,6 +73,12 @@ def find_library() -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
+def absolute_variable() -> dict[str, str]:
+    """The environment variable, if it is set, for a process that runs in another folder."""
+    named = os.environ.get(VARIABLE)
+    return {VARIABLE: os.path.abspath(named)} if named and named != "off" else {}
+
+
 def read_record() -> BuildRecord | None:
     """What installing the package said of the library; None where it says nothing."""
     try:

@@ -79,6 +79,18 @@ def test_the_variable_goes_before_both(checkout: Path, monkeypatch: pytest.Monke
         find_library()
 
 
+@pytest.mark.parametrize(("named", "absolute"), [(None, None), ("off", None), ("some.so", "some.so")])
+def test_a_relative_path_holds_in_another_folder(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, named: str | None, absolute: str | None
+) -> None:
+    """The process that builds an engine runs in a folder of its own."""
+    monkeypatch.chdir(checkout)
+    if named:
+        monkeypatch.setenv(library.VARIABLE, named)
+    expected = {library.VARIABLE: str(checkout / absolute)} if absolute else {}
+    assert library.absolute_variable() == expected
+
+
 def test_a_library_is_loaded_once(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = put(checkout / "build" / LIBRARY)
     monkeypatch.setattr(ctypes, "CDLL", str)

@@ -35,7 +35,7 @@ class Answer:
 def build_probe(build: Build, folder: Path) -> Path:
     """Compile the program as the library was compiled."""
     program = folder / "library_probe"
-    run(*_compiler(build), HERE / "library_probe.cpp", "-o", program, "-ldl")
+    run(*compiler_of(build), HERE / "library_probe.cpp", "-o", program, "-ldl")
     return program
 
 
@@ -45,7 +45,7 @@ def build_recording_library(build: Build, folder: Path) -> Path:
     commands = [command for command in build.compile_commands("/plugins/") if command[-1].endswith(".cpp")]
     objects = [build.folder / command[command.index("-o") + 1] for command in commands]
     runtime = [_cached(build, "CUDA_cudart_static_LIBRARY"), "-ldl", "-lrt", "-lpthread"]
-    run(*_compiler(build), "-shared", "-fPIC", HERE / "recorded_kernels.cpp", *objects, *runtime, "-o", library)
+    run(*compiler_of(build), "-shared", "-fPIC", HERE / "recorded_kernels.cpp", *objects, *runtime, "-o", library)
     return library
 
 
@@ -94,7 +94,7 @@ def write_field(name: str, kind: str, value: Any) -> str:
     return f"{name} {kind} {len(values)} {' '.join(repr(one).strip(chr(39)) for one in values)}"
 
 
-def _compiler(build: Build) -> list[str]:
+def compiler_of(build: Build) -> list[str]:
     """The C++ compiler with the include folders of the build."""
     command = build.compile_commands("registry.cpp")[0]
     includes = []

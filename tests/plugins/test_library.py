@@ -17,7 +17,8 @@ from edge_mrcnn.compiler.passes import PASSES, run_passes
 from edge_mrcnn.ops import DOMAIN, OPS, VERSION
 from tests.compiler.test_zoo_engines import NAMES
 from tests.compiler.tiny_model import CANVAS, build_tiny_model
-from tests.plugins.library_build import Build, build_library, find_headers, need_build, run
+from tests.plugins.library_build import Build, build_library, find_cmake, find_headers, need_build, run
+from tests.plugins.library_probe import compiler_of
 from tests.plugins.library_worker import run_worker
 
 need_build()
@@ -96,7 +97,89 @@ def test_a_call_without_a_tensorrt_says_so(build: Build) -> None:
     assert "edge_mrcnn plugins: no TensorRT is loaded in this process" in done.stderr
 
 
+CONSUMER = """
+cmake_minimum_required(VERSION 3.22)
+project(consumer LANGUAGES C CXX)
+find_package(edge_mrcnn REQUIRED)
+add_executable(plugins plugins.c)
+target_link_libraries(plugins PRIVATE edge_mrcnn::plugins)
+add_executable(kernels kernels.cpp)
+target_link_libraries(kernels PRIVATE edge_mrcnn::kernels)
+"""
+
+PLUGINS_C = """
+#include "edge_mrcnn_plugins.h"
+int main(void) { return edge_mrcnn_register_plugins(0) ? 1 : 0; }
+"""
+
+KERNELS_CPP = """
+#include "kernels.hpp"
+int main() {
+    edge_mrcnn::DetectionNmsArgs args{};
+    args.batch = 1, args.proposals = 1000, args.classes = 91, args.detections = 100;
+    return edge_mrcnn::supports(args) && edge_mrcnn::workspace_bytes(args) > 360000 ? 0 : 1;
+}
+"""
+
+
+def test_other_projects_find_what_is_installed(build: Build, tmp_path: Path) -> None:
+    """`find_package` gives a C program the plugins, and a C++ program the kernels without TensorRT's headers."""
+    cmake = find_cmake() or "cmake"
+    run(cmake, "--install", build.folder, "--prefix", tmp_path / "prefix")
+    for name, text in (("CMakeLists.txt", CONSUMER), ("plugins.c", PLUGINS_C), ("kernels.cpp", KERNELS_CPP)):
+        (tmp_path / name).write_text(text)
+    run(cmake, "-S", tmp_path, "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={tmp_path / 'prefix'}")
+    run(cmake, "--build", tmp_path / "build")
+    for program in ("plugins", "kernels"):
+        run(tmp_path / "build" / program)
+
+
 # ------------------------------------------------------------------------------------------------------ the ways in
+PROGRAM = """
+#include <NvInferRuntime.h>
+#include <dlfcn.h>
+
+#include <cstring>
+
+int count_ours(nvinfer1::IPluginRegistry& registry) {
+    int32_t all = 0;
+    int ours = 0;
+    auto* const* const creators = registry.getAllCreators(&all);
+    for (int32_t i = 0; i < all; ++i) {
+        if (std::strcmp(creators[i]->getInterfaceInfo().kind, "PLUGIN CREATOR_V3ONE") != 0) continue;
+        auto* const creator = static_cast<nvinfer1::IPluginCreatorV3One*>(creators[i]);
+        ours += std::strcmp(creator->getPluginNamespace(), "edge_mrcnn") == 0;
+    }
+    return ours;
+}
+
+int main(int, char** argv) {
+    auto& registry = *getPluginRegistry();
+    if (dlopen(argv[1], RTLD_NOW | RTLD_LOCAL) == nullptr || count_ours(registry) != 3) return 1;
+    if (registry.loadLibrary(argv[1]) == nullptr || count_ours(registry) != 3) return 2;
+    return 0;
+}
+"""
+
+
+def test_a_program_linked_against_tensorrt(rtx: None, build: Build, tmp_path: Path) -> None:
+    """There the weak symbols are filled in as the library is opened."""
+    if build.headers.startswith(OLD_LAYOUT):
+        pytest.skip("the headers are not of TensorRT 11, whose registry TensorRT-RTX has")
+    (tmp_path / "program.cpp").write_text(PROGRAM)
+    linked = [tensorrt_library(), "-ldl"]
+    run(
+        *compiler_of(build),
+        tmp_path / "program.cpp",
+        *linked,
+        "-o",
+        tmp_path / "program",
+        "-Wl,--allow-shlib-undefined",
+    )
+    environment = os.environ | {"LD_LIBRARY_PATH": str(tensorrt_library().parent)}
+    run(tmp_path / "program", build.library, env=environment)
+
+
 @pytest.mark.parametrize("way", ["load_library", "dlopen", "call", "twice", "package"])
 def test_each_way_in_registers_each_op_once(rtx: None, build: Build, tmp_path: Path, way: str) -> None:
     answer = run_worker(tmp_path, way, build.library, {})
