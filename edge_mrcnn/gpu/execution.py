@@ -33,6 +33,8 @@ _DTYPES = {"FLOAT": "float32", "HALF": "float16", "BOOL": "bool"}
 
 _KEPT_MESSAGES = 3
 
+_MORE_MEMORY = "close other programs on the GPU, or build the engine with a smaller --batch"
+
 
 class _Messages:
     """TensorRT's messages.
@@ -142,10 +144,7 @@ class Engine:
         engine = self._engine
         context = engine.create_execution_context() if argument is None else engine.create_execution_context(argument)
         if context is None:
-            raise EngineError(
-                f"{describe(self._api.flavour)} cannot make an execution context: {self.last_messages()}; if memory is "
-                "short, close other programs on the GPU or build the engine with a smaller --batch"
-            )
+            raise EngineError(f"{describe(self._api.flavour)} cannot make an execution context: {self.last_messages()}")
         if self.memory_bytes:
             context.set_device_memory(memory, self.memory_bytes)
         return Execution(self, context, shapes)
@@ -164,7 +163,8 @@ class Engine:
         """What TensorRT has complained about since this was asked last; it reports errors through its log alone."""
         messages = list(self._messages.errors)
         self._messages.errors.clear()
-        return "; ".join(messages) or "it does not say why"
+        text = "; ".join(messages) or "it does not say why"
+        return f"{text}; {_MORE_MEMORY}" if "memory" in text.lower() else text
 
     def close(self) -> None:
         """Give the engine back; its contexts must be gone."""
@@ -176,6 +176,8 @@ class Engine:
         dtype, shape = _DTYPES.get(kind, kind.lower()), tuple(engine.get_tensor_shape(name))
         if engine.get_tensor_mode(name) != trt.TensorIOMode.INPUT:
             return EngineTensor(name, dtype, False, shape)
+        if -1 not in shape:  # built without a profile
+            return EngineTensor(name, dtype, True, shape, (shape[0], shape[0]))
         smallest, _, largest = engine.get_tensor_profile_shape(name, 0)
         return EngineTensor(name, dtype, True, (shape[0], *tuple(largest)[1:]), (smallest[0], largest[0]))
 

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from edge_mrcnn.errors import EngineError
-from edge_mrcnn.gpu import tensorrt_api
+from edge_mrcnn.gpu import cuda, tensorrt_api
 from edge_mrcnn.gpu.arrays import ArrayView
 from edge_mrcnn.gpu.execution import Engine, Graphs
 from edge_mrcnn.gpu.kernels import letterbox, paste_masks
@@ -120,6 +120,7 @@ class TrtRunner:
             spec, flavour = sidecar.spec, engine_flavour(sidecar)
         self._spec, self._api = spec, tensorrt_api.load(flavour)
         self._device = open_gpu(self.path, gpu)
+        self._give_back = weakref.finalize(self, _give_back, self._device, self._closing, self.path)
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
             with self._device.activate():
@@ -260,19 +261,21 @@ class TrtRunner:
     def close(self) -> None:
         """Wait for what is under way, fetch its results and give everything back. A second call does nothing.
 
-        What cannot be given back, after an error of the GPU, is noted in the log.
+        What cannot be given back, after an error of the GPU, is noted in the log. A runner that is forgotten gives
+        everything back all the same, and one that is open when the program ends.
         """
         with self._lock:
             if self._closed:
                 return
             self._closed = True
             try:
-                with self._device.activate(), self._closing:
+                with self._device.activate():
                     while self._flights:
                         self._finish_oldest()
-                self._device.close()
             except EngineError as error:
-                _log.warning("%s could not be closed properly: %s", self.path, error)
+                _log.warning("%s: what was under way is lost: %s", self.path, str(error))
+            finally:
+                self._give_back()
 
     def __enter__(self) -> TrtRunner:
         return self
@@ -372,3 +375,12 @@ class TrtRunner:
                 f"got {rows}"
             )
         return max(rows, smallest)
+
+
+def _give_back(device: cuda.Context, closing: contextlib.ExitStack, path: Path) -> None:
+    """Close what a runner holds, in the order that CUDA and TensorRT want, as far as it goes."""
+    try:
+        with device, device.activate():
+            closing.close()
+    except EngineError as error:
+        _log.warning("%s could not be closed properly: %s", path, str(error))

@@ -130,7 +130,7 @@ class Runtime:
         except ValueError:
             self._logger.log(Severity.ERROR, "Magic tag does not match")
             return None
-        if self._module.failed(self._logger, "deserialize"):
+        if self._module.failed(self._logger, "deserialize") or self._module.failed(self._logger, "out of memory"):
             return None
         return ICudaEngine(self._module, self._logger, description)
 

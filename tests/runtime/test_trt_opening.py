@@ -66,7 +66,8 @@ def test_what_does_not_fit_is_refused_before_it_is_loaded(
     ("step", "message"),
     [
         ("deserialize", r"TensorRT 10\.3\.0 cannot load the engine: \[deserialize\] failed on purpose"),
-        ("create_execution_context", "cannot make an execution context: .*smaller --batch"),
+        ("create_execution_context", "cannot make an execution context: .*failed on purpose$"),
+        ("out of memory", r"cannot load the engine: .*out of memory.*; close other programs .* a smaller --batch"),
     ],
 )
 def test_what_fails_while_opening_leaves_nothing(gpu: FakeGpu, engine: Path, step: str, message: str) -> None:

@@ -351,6 +351,14 @@ def test_closed(engine: Path, gpu: FakeGpu) -> None:
     gpu.check()
 
 
+def test_a_forgotten_runner_gives_everything_back(engine: Path, gpu: FakeGpu) -> None:
+    runner = TrtRunner(engine)
+    runner.submit(feeds(1))
+    runner.submit(feeds(1))
+    del runner
+    gpu.check()
+
+
 def test_wrong_options(engine: Path) -> None:
     with pytest.raises(ValueError, match="slots must be at least 1, got 0"):
         TrtRunner(engine, slots=0)
