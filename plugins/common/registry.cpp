@@ -62,6 +62,15 @@ Registrations& registrations() {
     return *instance;
 }
 
+std::string explain_layout(TensorRt const& tensorrt) {
+    auto const text = [](int32_t major, int32_t minor) { return std::to_string(major) + "." + std::to_string(minor); };
+    bool const known = tensorrt.major != nullptr && tensorrt.minor != nullptr;
+    return "built with the headers of TensorRT " + text(NV_TENSORRT_MAJOR, NV_TENSORRT_MINOR) +
+           ", whose registry is not " + "that of " +
+           (known ? text(tensorrt.major(), tensorrt.minor()) : "the one here") +
+           "; load the library with TensorRT's loadLibrary, or build it again with the headers of this version";
+}
+
 //! In every TensorRT of this process, or in the one whose registry is given.
 bool register_plugins(trt::IPluginRegistry* wanted, bool quietly) {
     bool found = false, all = true;
@@ -73,10 +82,7 @@ bool register_plugins(trt::IPluginRegistry* wanted, bool quietly) {
             continue;
         }
         all = false;
-        std::string const version = tensorrt.major != nullptr ? std::to_string(tensorrt.major()) : "before 10";
-        std::string const text = "built for TensorRT " + std::to_string(NV_TENSORRT_MAJOR) + ", this is TensorRT " +
-                                 version + "; build the library again with its headers";
-        if (!quietly) report_error("plugins", text.c_str());
+        if (!quietly) report_error("plugins", explain_layout(tensorrt).c_str());
     }
     if (found) return all;
     if (wanted != nullptr) return registrations().add(*wanted);  // linked in statically, or an engine's own

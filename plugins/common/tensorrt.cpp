@@ -17,6 +17,7 @@
 #pragma weak getPluginRegistry
 #pragma weak getLogger
 #pragma weak getInferLibMajorVersion
+#pragma weak getInferLibMinorVersion
 
 namespace edge_mrcnn {
 namespace {
@@ -50,10 +51,20 @@ std::vector<TensorRt> find_loaded() {
         find_symbol(library, "getPluginRegistry", one.registry);
         find_symbol(library, "getLogger", one.logger);
         find_symbol(library, "getInferLibMajorVersion", one.major);
+        find_symbol(library, "getInferLibMinorVersion", one.minor);
         dlclose(library);  // gives back what dlopen took, the library stays
         if (one.registry != nullptr) found.push_back(one);
     }
     return found;
+}
+
+enum class Layout { kUnknown, kTensorRt10, kTensorRt11 };
+
+//! Of a version's registry and logger. TensorRT-RTX, whose major version is 1, changed with 1.5 (tried: 1.4 to 1.7).
+Layout layout_of(int32_t major, int32_t minor) {
+    if (major == 1) return minor < 5 ? Layout::kTensorRt10 : Layout::kTensorRt11;
+    if (major < 10) return Layout::kUnknown;
+    return major == 10 ? Layout::kTensorRt10 : Layout::kTensorRt11;
 }
 
 trt::ILogger* find_logger() {
@@ -67,14 +78,15 @@ trt::ILogger* find_logger() {
 }  // namespace
 
 bool TensorRt::has_layout_of_headers() const {
-    auto const is_old = [](int32_t version) { return version == 10; };
-    return major != nullptr && is_old(major()) == is_old(NV_TENSORRT_MAJOR);
+    if (major == nullptr || minor == nullptr) return false;
+    Layout const here = layout_of(major(), minor());
+    return here != Layout::kUnknown && here == layout_of(NV_TENSORRT_MAJOR, NV_TENSORRT_MINOR);
 }
 
 std::vector<TensorRt> find_tensorrt() {
     std::vector<TensorRt> found;
     if (&::getPluginRegistry != nullptr) {
-        found.push_back({&::getPluginRegistry, &::getLogger, &::getInferLibMajorVersion});
+        found.push_back({&::getPluginRegistry, &::getLogger, &::getInferLibMajorVersion, &::getInferLibMinorVersion});
     }
     for (auto const& one : find_loaded()) {
         auto const is_same = [&](TensorRt const& other) { return other.registry == one.registry; };

@@ -12,10 +12,10 @@ struct TensorRt {
     decltype(&::getPluginRegistry) registry;
     decltype(&::getLogger) logger;
     decltype(&::getInferLibMajorVersion) major;
+    decltype(&::getInferLibMinorVersion) minor;
 
     //! Whether its registry and logger are laid out as in the headers that this library was compiled with: TensorRT 11
-    //! took functions out of the one and gave the other a base class, and TensorRT-RTX (version 1) has both as 11 has
-    //! them. Plugins and creators are versioned and work across that line.
+    //! took functions out of the one and gave the other a base class. Plugins and creators work across that line.
     bool has_layout_of_headers() const;
 };
 
