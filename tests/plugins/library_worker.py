@@ -76,8 +76,30 @@ def describe_creators(registry: Any) -> dict[str, list[str]]:
     return found
 
 
+def build_in_own_registry(job: dict[str, Any]) -> dict[str, Any]:
+    """As trtexec's --dynamicPlugins: into the builder's own registry; as --setPluginsToSerialize: into the engine."""
+    api = tensorrt_api.load("rtx")
+    logger = api.make_logger(lambda severity, text: sys.stderr.write(f"{severity}: {text}\n"))
+    builder = api.module.Builder(logger)
+    own = builder.get_plugin_registry()
+    own.load_library(job["library"])
+    everywhere = api.module.get_plugin_registry()
+    answer: dict[str, Any] = {"own": describe_creators(own), "everywhere": describe_creators(everywhere), "sizes": []}
+    network = api.create_network(builder)
+    (build,) = job["builds"].values()
+    build_worker._parse(api, network, logger, build["onnx"])
+    for libraries in ([], [job["library"]]):
+        config = builder.create_builder_config()
+        config.plugins_to_serialize = libraries
+        build_worker._add_profile(builder, config, network, build_worker.Job(**build))
+        answer["sizes"].append(builder.build_serialized_network(network, config).nbytes)
+    return answer
+
+
 def main(job: dict[str, Any]) -> dict[str, Any]:
     """Load, look, build."""
+    if job["way"] == "own_registry":
+        return build_in_own_registry(job)
     api = tensorrt_api.load("rtx")
     logger = api.make_logger(lambda severity, text: sys.stderr.write(f"{severity}: {text}\n"))
     api.module.Builder(logger)

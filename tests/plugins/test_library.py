@@ -202,6 +202,15 @@ def test_preloaded_before_tensorrt_comes(rtx: None, build: Build, tmp_path: Path
     assert run_worker(tmp_path, way, build.library, {}, str(build.library))["creators"] == ONE_EACH
 
 
+def test_trtexecs_way(rtx: None, build: Build, tiny_jobs: dict[str, Any], tmp_path: Path) -> None:
+    """A builder has a registry of its own, and an engine can carry the library."""
+    answer = run_worker(tmp_path, "own_registry", build.library, {"fp16": tiny_jobs["fp16"]})
+    assert answer["own"] == ONE_EACH
+    assert answer["everywhere"] == {op: [] for op in OPS}
+    without, within = answer["sizes"]
+    assert within - without >= build.library.stat().st_size
+
+
 def test_the_package_can_be_told_to_leave_it_out(rtx: None, tmp_path: Path) -> None:
     creators = run_worker(tmp_path, "package", None, {})["creators"]
     assert creators == {op: [f"Python, {DOMAIN}, {VERSION}"] for op in OPS}
