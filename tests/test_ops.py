@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from edge_mrcnn.errors import PluginError
-from edge_mrcnn.ops import DETECTION_NMS, MAX_LEVELS, OPS, PYRAMID_ROI_ALIGN, RPN_PROPOSALS, OpSpec
+from edge_mrcnn.ops import DETECTION_NMS, MAX_LEVELS, OPS, PYRAMID_ROI_ALIGN, RPN_PROPOSALS, OpSpec, TensorSpec
 
 ALIGN = {
     "strides": [4, 8],
@@ -104,3 +104,20 @@ def test_readme_has_every_row(op: OpSpec) -> None:
     ]
     attributes = [(a.name, a.kind, a.doc) for a in op.attributes]
     assert [(a, b, c.strip("`")) for a, b, c in rows] == [*tensors, *attributes]
+
+
+def layouts_of(tensor: TensorSpec) -> tuple[str, str, str]:
+    """Layouts in float32, float16 and int32: feature maps may have their channels last."""
+    if tensor.dtype == "features":
+        return "linear", "linear, kHWC8" if len(tensor.shape) == 4 else "linear", ""
+    return ("", "", "linear") if tensor.dtype == "int32" else ("linear", "", "")
+
+
+def test_readme_has_the_layouts() -> None:
+    """As the plugins offer them: tests/plugins/test_plugin_contract.py and tests/gpu/test_plugins.py."""
+    section = README.read_text().split("## Layouts\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \|([^|]*)\|([^|]*)\|([^|]*)\|$", section, re.MULTILINE)
+    expected = [
+        (op.name, tensor.name, *layouts_of(tensor)) for op in OPS.values() for tensor in (*op.inputs, *op.outputs)
+    ]
+    assert [tuple(cell.strip() for cell in row) for row in rows] == expected
