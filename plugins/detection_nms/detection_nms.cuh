@@ -1,9 +1,9 @@
 // DetectionNms: scores, boxes, suppression within each class, and the best detections of each picture.
 //
-// Must move: proposals and class logits once, and 4 deltas of each candidate. 1000 proposals, 91 classes: 380 kB in
-// float32, and a sector of 32 bytes for each of the few thousand candidates: below 1 us at 3 TB/s (H100), 5 us at
-// 102 GB/s (Orin NX). What limits it otherwise: the three launches depend on each other, and in each a few hundred
-// thousand small computations wait for one another, hence:
+// Must move: proposals and class logits once, and 4 deltas, a 32-byte sector, of each candidate. 1000 proposals, 91
+// classes: 380 kB in float32, and as much again to write the scores and to read them: below 1 us at 3 TB/s (H100), 11
+// us at 102 GB/s (Orin NX), mostly from and to the L2 cache. What limits it otherwise: three launches of little work
+// wait for each other, and within them the steps of sorting and suppressing. Hence:
 //   scores      probabilities, class by class: 8 proposals to a warp, so that what it writes of a class is a sector
 //   classes     a block a class: collect the candidates, sort, decode, suppress; most classes have none and end at once
 //   best        a block a picture: choose among what the classes keep, sort, write
@@ -99,9 +99,8 @@ __device__ void nms_scores(DetectionNmsArgs const& args) {
 #pragma unroll 4
     for (int k = part; k < classes; k += kLanes)
         highest = fmaxf(highest, to_float(logits[k]));
-    for (int step = kNmsWarpProposals; step < kWarp; step *= 2) {
+    for (int step = kNmsWarpProposals; step < kWarp; step *= 2)
         highest = fmaxf(highest, __shfl_xor_sync(kAllLanes, highest, step));
-    }
     float sum = 0.0f;
 #pragma unroll 4
     for (int k = part; k < classes; k += kLanes)
@@ -182,6 +181,26 @@ __device__ void nms_classes(DetectionNmsArgs const& args, NmsScratch& scratch) {
 }
 
 // ---- best -----------------------------------------------------------------------------------------------------------
+//! Writes a row of a picture's detections: of a key by proposal and class, or zeros for key 0. The box is decoded once
+//! more, which gives the same numbers and needs no memory between the kernels.
+template <typename T>
+__device__ __forceinline__ void nms_write(DetectionNmsArgs const& args, int picture, int rank, uint64 key) {
+    float4 box = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    float score = 0.0f;
+    int label = 0;
+    if (key != 0) {
+        int const proposal = static_cast<int>(index_of(key)) / nms_foreground(args);
+        int const foreground = static_cast<int>(index_of(key)) % nms_foreground(args);
+        nms_decode<T>(args, picture, proposal, foreground, box);
+        score = number_of(key);
+        label = foreground + args.first_class;
+    }
+    long long const row = static_cast<long long>(picture) * args.detections + rank;
+    reinterpret_cast<float4*>(args.boxes)[row] = box;
+    args.scores[row] = score;
+    args.labels[row] = label;
+}
+
 template <typename T>
 __device__ void nms_best(DetectionNmsArgs const& args, SelectScratch& scratch) {
     NmsWorkspace const parts(args);
@@ -205,17 +224,7 @@ __device__ void nms_best(DetectionNmsArgs const& args, SelectScratch& scratch) {
     sort_descending(keys, scratch.length);
     if (threadIdx.x == 0) args.num_detections[picture] = static_cast<int>(number);
     for (uint i = threadIdx.x; i < most; i += kNmsBestThreads) {
-        long long const row = static_cast<long long>(picture) * args.detections + i;
-        float4 box = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        uint const index = i < number ? index_of(keys[i]) : 0;
-        int const foreground = i < number ? static_cast<int>(index % static_cast<uint>(nms_foreground(args))) : 0;
-        if (i < number) {
-            int const proposal = static_cast<int>(index / static_cast<uint>(nms_foreground(args)));
-            nms_decode<T>(args, picture, proposal, foreground, box);
-        }
-        reinterpret_cast<float4*>(args.boxes)[row] = box;
-        args.scores[row] = i < number ? number_of(keys[i]) : 0.0f;
-        args.labels[row] = i < number ? foreground + args.first_class : 0;
+        nms_write<T>(args, picture, static_cast<int>(i), i < number ? keys[i] : 0);
     }
 }
 

@@ -9,9 +9,20 @@ namespace edge_mrcnn {
 //! Bytes of workspace; at the largest shapes and batch there is enough for all smaller ones.
 inline size_t rpn_proposals_workspace(RpnProposalsArgs const& args) { return RpnWorkspace(args).bytes; }
 
+//! Whether the maps of a level fit each other and the first level's.
+inline bool rpn_level_fits(RpnProposalsArgs const& args, int level) {
+    Map const &objectness = args.objectness[level], &deltas = args.deltas[level];
+    return objectness.channels == args.objectness[0].channels && deltas.channels == 4 * objectness.channels &&
+           deltas.height == objectness.height && deltas.width == objectness.width;
+}
+
 //! Whether the kernels can take the sizes.
 inline bool rpn_proposals_supports(RpnProposalsArgs const& args) {
-    return args.levels >= 1 && args.levels <= kMaxLevels && args.pre_nms_top_n >= 1 && args.post_nms_top_n >= 1 &&
+    if (args.levels < 1 || args.levels > kMaxLevels) return false;
+    for (int level = 0; level < args.levels; ++level) {
+        if (!rpn_level_fits(args, level)) return false;
+    }
+    return args.pre_nms_top_n >= 1 && args.post_nms_top_n >= 1 &&
            args.levels * args.objectness[0].channels <= kRpnMaxCellAnchors;
 }
 

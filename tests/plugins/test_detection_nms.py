@@ -11,7 +11,7 @@ from edge_mrcnn.errors import PluginError
 from edge_mrcnn.gpu.kernels import detection_nms
 from edge_mrcnn.gpu.launches import Tensor
 from tests import gold
-from tests.plugins.executor import Kernels, compile_kernels
+from tests.plugins.executor import Executor, KernelError, Kernels, compile_kernels
 from tests.plugins.faces import Array, run_kernels
 from tests.training.op_cases import nms_attributes, nms_inputs, pad_rows, run_body
 
@@ -311,8 +311,20 @@ def test_no_class_is_refused() -> None:
         plan(nms_attributes(), classes=0, deltas=0)
 
 
-def test_an_empty_batch_launches_nothing() -> None:
+def test_an_empty_batch_launches_nothing(kernels: Kernels) -> None:
     assert plan(nms_attributes(), batch=0) == []
+    args = plan(nms_attributes())[0].args
+    args.batch = 0
+    with Executor(kernels) as gpu:
+        assert gpu.launch_host(args, "float32") == []
+
+
+@pytest.mark.parametrize("field", ["classes", "detections"])
+def test_the_launcher_refuses_what_the_kernels_cannot_do(kernels: Kernels, field: str) -> None:
+    args = plan(nms_attributes())[0].args
+    setattr(args, field, 0)
+    with Executor(kernels) as gpu, pytest.raises(KernelError, match="CUDA error 1"):
+        gpu.launch_host(args, "float32")
 
 
 def test_smaller_shapes_never_need_more_workspace() -> None:

@@ -24,6 +24,7 @@ class RankingArgs(ctypes.Structure):
         ("kept_boxes", ctypes.c_void_p),
         ("kept", ctypes.c_void_p),
         ("number", ctypes.c_void_p),
+        ("probabilities", ctypes.c_void_p),
         ("least", ctypes.c_ulonglong),
         ("threshold", ctypes.c_float),
         ("count", ctypes.c_int),
@@ -116,6 +117,25 @@ def test_keys_that_share_their_upper_digits_are_told_apart(kernels: Kernels, wan
 def test_choosing_ends_as_soon_as_the_rest_fits(kernels: Kernels) -> None:
     keys = keys_of(np.concatenate([np.full(1500, 0.75), np.full(3000, 0.25)]))
     assert len(check_rank(kernels, keys, want=1000, room=SHARED_KEYS)) == 1500
+
+
+# -------------------------------------------------------------------------------------------------------- probabilities
+def test_probabilities_never_rise_whatever_exp_does(kernels: Kernels) -> None:
+    # keys out of order stand for an exp that is off by a last bit
+    rng = np.random.default_rng(5)
+    keys = keys_of(np.linspace(3, 1, 150) + rng.normal(0, 0.03, 150))
+    keys = keys[np.argsort(-((keys & np.uint64(0xFFFFFFFF)).astype(np.int64)))]  # by place, so nearly by number
+    keys[::3] = 0
+    with Executor(kernels) as gpu:
+        result = gpu.empty((100,), "float32")
+        args = RankingArgs(keys=gpu.array(keys).address, probabilities=result.address, count=len(keys))
+        gpu.run([Launch(SOURCE, "keep_probabilities", (1, 1, 1), 32, args)])
+        found = result.read()
+    kept = keys[keys != 0] >> np.uint64(32)
+    scores = gold.sigmoid((kept & np.uint64(0x7FFFFFFF)).astype(np.uint32).view(np.float32))
+    assert (np.diff(scores) > 0).any()
+    np.testing.assert_allclose(found, np.minimum.accumulate(scores), rtol=1e-6)
+    assert (np.diff(found) <= 0).all()
 
 
 # ---------------------------------------------------------------------------------------------------------- suppression

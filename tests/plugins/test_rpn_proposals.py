@@ -11,7 +11,7 @@ from edge_mrcnn.errors import PluginError
 from edge_mrcnn.gpu.kernels import rpn_proposals
 from edge_mrcnn.gpu.launches import Layout, Tensor
 from tests import gold
-from tests.plugins.executor import Kernels, compile_kernels
+from tests.plugins.executor import Executor, KernelError, Kernels, compile_kernels
 from tests.plugins.faces import Array, run_kernels
 from tests.training.op_cases import LEVELS, pad_rows, rpn_attributes, rpn_inputs, run_body
 
@@ -173,12 +173,15 @@ def test_equal_logits_go_to_the_lower_level_and_cell(kernels: Kernels) -> None:
     np.testing.assert_array_equal(found[0, :5, 2], [23, 16, 11, 8 + 23, 45])
 
 
-@pytest.mark.parametrize("count", [1, 1000, 2048, 2500])
+@pytest.mark.parametrize("count", [1, 1000, 2048, 2500, 4096])
 def test_all_logits_equal_over_many_cells(kernels: Kernels, count: int) -> None:
-    # all keys agree in all bits but those of the index; 2500 do not fit shared memory
+    # all keys agree in all bits but those of the index; more than 2048 do not fit shared memory
     inputs = many_anchors(1.0)
     inputs[1][:], inputs[2][:] = -3, 0
-    attributes = rpn_attributes(1, pre_nms_top_n=count, post_nms_top_n=100, nms_threshold=1.0, min_size=0.0)
+    attributes = rpn_attributes(1, pre_nms_top_n=count, post_nms_top_n=count, nms_threshold=1.0, min_size=0.0)
+    found = by_kernels(kernels, inputs, attributes)
+    np.testing.assert_array_equal(found, by_body(inputs, attributes))
+    inputs[1].reshape(2, -1)[:, ::40] = 5  # and some that are better
     found = by_kernels(kernels, inputs, attributes)
     np.testing.assert_array_equal(found, by_body(inputs, attributes))
 
@@ -246,6 +249,14 @@ def test_poisoned_deltas_and_logits_are_no_candidates(
     assert found[0].any()
 
 
+def test_finite_deltas_whose_boxes_are_not_finite_are_no_candidates(kernels: Kernels) -> None:
+    inputs = rounded(rpn_inputs(1, seed=3))
+    inputs[2][:, :8] = np.where(inputs[2][:, :8] > 0.3, np.float32(3e38), inputs[2][:, :8])
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = check(kernels, inputs, rpn_attributes(1, min_size=0.0))
+    assert found[0].any()
+
+
 @pytest.mark.parametrize("poison", [NAN, -INF])
 def test_no_candidate_at_all_gives_zeros(kernels: Kernels, poison: np.float32) -> None:
     inputs = rpn_inputs(2)
@@ -309,7 +320,7 @@ def plan(attributes: dict[str, Any], anchors: int = 3, batch: int = 2) -> list[A
     ("changes", "words"),
     [
         ({"stride_rule": "guess"}, "grid or fixed"),
-        ({"cell_anchors": [0.0] * 20}, "takes 24 numbers"),
+        ({"cell_anchors": [0.0] * 20}, "takes 24"),
         ({"strides": [8]}, "2 strides"),
         ({"pre_nms_top_n": 0}, "pre_nms_top_n must be at least 1"),
         ({"post_nms_top_n": 0}, "post_nms_top_n must be at least 1"),
@@ -327,8 +338,42 @@ def test_more_cell_anchors_than_the_parameter_holds_are_refused() -> None:
         plan(rpn_attributes(2, cell_anchors=[0.0] * 520), anchors=65)
 
 
-def test_an_empty_batch_launches_nothing() -> None:
+def test_maps_that_do_not_fit_each_other_are_refused() -> None:
+    shapes = [(1, 2), (1, 3, 12, 16), (1, 3, 6, 8), (1, 12, 12, 16), (1, 12, 6, 8)]
+    for at, wrong in ((2, (1, 4, 6, 8)), (3, (1, 3, 12, 16)), (4, (1, 12, 6, 9))):
+        tensors = [Tensor(256, wrong if i == at else shape, "float32") for i, shape in enumerate(shapes)]
+        with pytest.raises(PluginError, match="on another"):
+            rpn_proposals.workspace_bytes(rpn_attributes(2), tensors, [])
+
+
+def test_an_empty_batch_launches_nothing(kernels: Kernels) -> None:
     assert plan(rpn_attributes(2), batch=0) == []
+    args = plan(rpn_attributes(2))[0].args
+    args.batch = 0
+    with Executor(kernels) as gpu:
+        assert gpu.launch_host(args, "float32") == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("levels", 0), ("levels", 6), ("pre_nms_top_n", 0), ("post_nms_top_n", 0), ("channels", 65)]
+)
+def test_the_launcher_refuses_what_the_kernels_cannot_do(kernels: Kernels, field: str, value: int) -> None:
+    args = plan(rpn_attributes(2))[0].args
+    if field == "channels":
+        for level in range(2):
+            args.objectness[level].channels, args.deltas[level].channels = value, 4 * value
+    else:
+        setattr(args, field, value)
+    with Executor(kernels) as gpu, pytest.raises(KernelError, match="CUDA error 1"):
+        gpu.launch_host(args, "float32")
+
+
+@pytest.mark.parametrize("field", ["channels", "height", "width"])
+def test_the_launcher_refuses_maps_that_do_not_fit(kernels: Kernels, field: str) -> None:
+    args = plan(rpn_attributes(2))[0].args
+    setattr(args.deltas[1], field, 5)
+    with Executor(kernels) as gpu, pytest.raises(KernelError, match="CUDA error 1"):
+        gpu.launch_host(args, "float16")
 
 
 def test_smaller_shapes_never_need_more_workspace() -> None:

@@ -62,7 +62,7 @@ def workspace_bytes(attributes: Mapping[str, Any], inputs: Sequence[Tensor], out
         PluginError: They, or the attributes, are out of the kernels' range.
     """
     objectness = _objectness(inputs)
-    _check(attributes, objectness)
+    _check(attributes, inputs)
     batch, levels = inputs[0].shape[0], len(objectness)
     slots, candidates = batch * levels, _candidates(attributes, objectness)
     kept = min(candidates, attributes["post_nms_top_n"])
@@ -90,7 +90,7 @@ def launches(
         PluginError: As `workspace_bytes`.
     """
     objectness = _objectness(inputs)
-    _check(attributes, objectness)
+    _check(attributes, inputs)
     batch, levels = inputs[0].shape[0], len(objectness)
     if batch == 0:
         return []
@@ -153,20 +153,26 @@ def _strides(attributes: Mapping[str, Any], objectness: Sequence[Tensor]) -> lis
     return [(height // tensor.shape[2], width // tensor.shape[3]) for tensor in objectness]
 
 
-def _check(attributes: Mapping[str, Any], objectness: Sequence[Tensor]) -> None:
-    levels, cell_anchors = len(objectness), sum(tensor.shape[1] for tensor in objectness)
+def _check(attributes: Mapping[str, Any], inputs: Sequence[Tensor]) -> None:
+    objectness = _objectness(inputs)
+    levels, anchors = len(objectness), objectness[0].shape[1]
     rule, given, strides = attributes["stride_rule"], len(attributes["cell_anchors"]), len(attributes["strides"])
     if rule not in ("grid", "fixed"):
         raise PluginError(f"RpnProposals.stride_rule must be grid or fixed, got {rule!r}; export the model again")
-    if given != 4 * cell_anchors or strides != levels:
+    for tensor, deltas in zip(objectness, inputs[1 + levels :], strict=True):
+        if tensor.shape[1] != anchors or deltas.shape[1:] != (4 * anchors, *tensor.shape[2:]):
+            raise PluginError(
+                f"RpnProposals has {anchors} anchors a cell on its first level, objectness {tensor.shape} and deltas "
+                f"{deltas.shape} on another; export the model again"
+            )
+    if given != 4 * anchors * levels or strides != levels:
         raise PluginError(
-            f"RpnProposals has {levels} levels and {cell_anchors} anchors a cell over all of them, which takes "
-            f"{4 * cell_anchors} numbers in cell_anchors and {levels} strides, got {given} and {strides}; "
-            "export the model again"
+            f"RpnProposals has {levels} levels and {anchors} anchors a cell, which takes {4 * anchors * levels} "
+            f"numbers in cell_anchors and {levels} strides, got {given} and {strides}; export the model again"
         )
-    if cell_anchors > MAX_CELL_ANCHORS:
+    if anchors * levels > MAX_CELL_ANCHORS:
         raise PluginError(
-            f"RpnProposals has {cell_anchors} anchors a cell over all levels, its kernel takes {MAX_CELL_ANCHORS}; "
+            f"RpnProposals has {anchors * levels} anchors a cell over all levels, its kernel takes {MAX_CELL_ANCHORS}; "
             "use fewer sizes and ratios, or run the model in ONNX Runtime"
         )
     for name in ("pre_nms_top_n", "post_nms_top_n"):

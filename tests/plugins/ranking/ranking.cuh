@@ -3,6 +3,7 @@
 
 #include "common/select.cuh"
 #include "common/suppress.cuh"
+#include "rpn_proposals/rpn_proposals.cuh"
 
 namespace edge_mrcnn {
 
@@ -13,6 +14,7 @@ struct RankingArgs {
     float4* kept_boxes;   // (want,)
     int* kept;            // (want,)
     uint* number;         // of keys or boxes in the result
+    float* probabilities;
     uint64 least;
     float threshold;
     int count, want, room, known;
@@ -57,6 +59,22 @@ extern "C" __global__ void __launch_bounds__(kWarp* kMaxWarps) suppress_boxes(Ra
     int const total =
         suppress(args.count, args.threshold, args.want, args.kept_boxes, scratch, load, KeepIndices{args.kept});
     if (threadIdx.x == 0) *args.number = static_cast<uint>(total);
+}
+
+//! Lists the probabilities of what is kept: all but key 0, of keys in any order.
+extern "C" __global__ void __launch_bounds__(kWarp) keep_probabilities(RankingArgs args) {
+    __shared__ float least;
+    if (threadIdx.x == 0) least = 1.0f;
+    __syncwarp();
+    RpnKeep const keep{args.keys, args.probabilities, least};
+    int total = 0;
+    for (int first = 0; first < args.count; first += kWarp) {
+        int const i = first + lane_index();
+        uint const lanes = __ballot_sync(kAllLanes, i < args.count && args.keys[i] != 0);
+        keep(lanes, i, total + rank_among(lanes));
+        total += __popc(lanes);
+        __syncwarp();
+    }
 }
 
 }  // namespace edge_mrcnn
