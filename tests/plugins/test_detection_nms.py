@@ -283,6 +283,13 @@ def test_the_result_does_not_depend_on_the_order_of_threads(kernels: Kernels, se
         assert result.tobytes() == other.tobytes()
 
 
+@pytest.mark.parametrize(("count", "classes", "most"), [(100, 12, 50), (2500, 2, 600)])
+def test_no_two_threads_race(count: int, classes: int, most: int) -> None:
+    racing = compile_kernels(detection_nms.SOURCE, detection_nms.Args, check="races")
+    changes = {"detections_per_image": most, "score_threshold": 0.01}
+    assert by_kernels(racing, spread(count, classes), nms_attributes(**changes))[0].all()
+
+
 # ------------------------------------------------------------------------------------------------------------- refusals
 def plan(attributes: dict[str, Any], classes: int = 5, deltas: int = 20, batch: int = 2) -> list[Any]:
     shapes = [(batch, 2), (batch, 9, 4), (9 * batch, classes), (9 * batch, deltas)]

@@ -306,6 +306,15 @@ def test_the_result_does_not_depend_on_the_order_of_threads(kernels: Kernels, se
     assert reference.tobytes() == by_kernels(kernels, inputs, attributes, seed=seed).tobytes()
 
 
+@pytest.mark.parametrize("layout", ["linear", "hwc8"])
+def test_no_two_threads_race(layout: Layout) -> None:
+    racing = compile_kernels(rpn_proposals.SOURCE, rpn_proposals.Args, check="races")
+    inputs = rpn_inputs(5, "float16", canvas=(160, 256))
+    attributes = rpn_attributes(5, pre_nms_top_n=300, post_nms_top_n=200)
+    assert by_kernels(racing, inputs, attributes, layout).any()
+    by_kernels(racing, many_anchors(0.25), rpn_attributes(1, pre_nms_top_n=2500, post_nms_top_n=500))
+
+
 # ------------------------------------------------------------------------------------------------------------- refusals
 def plan(attributes: dict[str, Any], anchors: int = 3, batch: int = 2) -> list[Any]:
     grids = [(12, 16), (6, 8)]
