@@ -185,7 +185,7 @@ class Engine:
         """TensorRT-RTX's settings for all contexts of this engine."""
         trt = self._api.module
         config = self._engine.create_runtime_config()
-        if graphs == "auto" and hasattr(trt, "CudaGraphStrategy"):  # since 1.2
+        if graphs == "auto":
             config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         # A network here has a handful of shapes, one per batch size: compile each once, so that the second frame is as
         # fast as the thousandth, rather than exchange kernels under way.
@@ -260,5 +260,4 @@ class Execution:
         """Whether `enqueue` may be captured from a stream; call it once without, before."""
         if not self._owner.graphs:
             return False
-        ask = getattr(self._context, "is_stream_capturable", None)  # TensorRT-RTX alone, since 1.2
-        return self._owner.flavour == "tensorrt" if ask is None else bool(ask(stream.handle))
+        return self._owner.flavour == "tensorrt" or bool(self._context.is_stream_capturable(stream.handle))

@@ -19,7 +19,8 @@ from edge_mrcnn.gpu.target import Flavour, Target
 
 MODULES: dict[Flavour, str] = {"rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 LIBRARY_PACKAGES: dict[Flavour, str] = {"rtx": "tensorrt_rtx_libs", "tensorrt": "tensorrt_libs"}
-OLDEST: dict[Flavour, tuple[int, int]] = {"rtx": (1, 1), "tensorrt": (10, 3)}
+OLDEST: dict[Flavour, tuple[int, int]] = {"rtx": (1, 7), "tensorrt": (10, 3)}
+"""TensorRT-RTX takes custom ops from 1.7 on: the parser of 1.6 calls them not supported."""
 
 INSTALL: dict[Flavour, str] = {
     "rtx": "pip install 'edge-mrcnn[rtx]'",
