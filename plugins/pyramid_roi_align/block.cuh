@@ -35,7 +35,7 @@ struct alignas(16) RoiAlignBlock {
     Axis x, y;
     Map map;
     void const* features;         // of the roi's picture
-    void* pooled;                 // of the roi
+    long long pooled;             // of the roi, elements from the start of the output
     int first_channel, channels;  // channels: that exist, of the chunk
     int first_row, rows;          // of bins
     int capacity;                 // taps that the tables have room for in each bin
@@ -133,7 +133,7 @@ __device__ __forceinline__ void set_block(RoiAlignBlock& block, PyramidRoiAlignA
     block.features = static_cast<T const*>(map.data) + picture * map.picture_stride;
     int const channels = args.pooled_hwc8 ? padded_channels(map.channels) : map.channels;
     long long const per_roi = static_cast<long long>(channels) * args.output_size * args.output_size;
-    block.pooled = static_cast<T*>(args.pooled) + blockIdx.x * per_roi;
+    block.pooled = blockIdx.x * per_roi;
     block.x = block.y = Axis{};
     if (real) {
         float const inverse_stride = args.inverse_strides[level];
@@ -178,6 +178,12 @@ __device__ __forceinline__ int pooled_index(PyramidRoiAlignArgs const& args, Roi
                                             int bin_row, int bin_column) {
     int const size = args.output_size, bin = bin_row * size + bin_column;
     return args.pooled_hwc8 ? bin * padded_channels(block.map.channels) + channel : channel * size * size + bin;
+}
+
+//! The roi's output. From the kernel's parameter on, so that the compiler sees that it is not in shared memory.
+template <typename T>
+__device__ __forceinline__ T* pooled_of(PyramidRoiAlignArgs const& args, RoiAlignBlock const& block) {
+    return static_cast<T*>(args.pooled) + block.pooled;
 }
 
 __device__ __forceinline__ float load(float const* at) { return __ldg(at); }

@@ -92,8 +92,7 @@ __device__ __forceinline__ uint pack_pair(float low, float high) {
 __device__ __forceinline__ void copy_staged(half const* stage, PyramidRoiAlignArgs const& args,
                                             RoiAlignBlock const& block) {
     int const bins = block.rows * args.output_size;
-    half* const out =
-        static_cast<half*>(block.pooled) + pooled_index(args, block, block.first_channel, block.first_row, 0);
+    half* const out = pooled_of<half>(args, block) + pooled_index(args, block, block.first_channel, block.first_row, 0);
     int const total = block.channels * bins;
     if (block.rows == args.output_size && reinterpret_cast<uint64>(out) % 4 == 0 && total % 2 == 0) {
         uint const* const from = reinterpret_cast<uint const*>(stage);
@@ -154,7 +153,7 @@ __device__ __forceinline__ void pool_to_hwc8(PyramidRoiAlignArgs const& args, Ro
     int const first = pooled_index(args, block, channel, row, 0);
     int const pitch = padded_channels(block.map.channels), present = block.map.channels - channel;
     pool_lane(block, lane, args.output_size, [&](int bin, float const(&sum)[8]) {
-        half* const out = static_cast<half*>(block.pooled) + (first + bin * pitch);
+        half* const out = pooled_of<half>(args, block) + (first + bin * pitch);
         if (present >= 8) {
             *reinterpret_cast<uint4*>(out) = {pack_pair(sum[0], sum[1]), pack_pair(sum[2], sum[3]),
                                               pack_pair(sum[4], sum[5]), pack_pair(sum[6], sum[7])};

@@ -117,7 +117,7 @@ __device__ __forceinline__ void reduce_to_linear(float const* stage, Window cons
 #pragma unroll
         for (int i = 0; i < kTaps; ++i)
             kept[i] = i < tap_count ? Tap{taps[i].index - window.first, taps[i].weight} : Tap{};
-        T* const out = static_cast<T*>(block.pooled) +
+        T* const out = pooled_of<T>(args, block) +
                        pooled_index(args, block, block.first_channel + first, block.first_row + row, column);
 #pragma unroll 2
         for (int channel = item / bins; channel < count; channel += step) {
@@ -148,8 +148,10 @@ __device__ __forceinline__ void reduce_to_hwc8(float const* stage, Window const&
             Tap const* const taps = block.x_taps.taps + column * block.capacity;
             sum = sum_taps(from, window.first, taps, 0, block.x_taps.counts[column]);
         }
-        static_cast<T*>(block.pooled)[pooled_index(args, block, block.first_channel + first + channel,
-                                                   block.first_row + row, column)] = from_float<T>(sum);
+        pooled_of<T>(
+            args,
+            block)[pooled_index(args, block, block.first_channel + first + channel, block.first_row + row, column)] =
+            from_float<T>(sum);
     }
 }
 

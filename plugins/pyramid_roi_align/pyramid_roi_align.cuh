@@ -63,7 +63,7 @@ __device__ __forceinline__ void pool_without_taps(PyramidRoiAlignArgs const& arg
             T const* const plane = features + static_cast<long long>(channel) * block.map.channel_stride;
             sum = pool_bin(plane, block, row, column);
         }
-        static_cast<T*>(block.pooled)[pooled_index(args, block, channel, row, column)] = from_float<T>(sum);
+        pooled_of<T>(args, block)[pooled_index(args, block, channel, row, column)] = from_float<T>(sum);
     }
 }
 
@@ -80,18 +80,18 @@ __device__ __forceinline__ void run_linear(PyramidRoiAlignArgs const& args) {
         pool_without_taps<T>(args, block);
 }
 
-extern "C" __global__ void __launch_bounds__(kRoiAlignLinearThreads, 8)
+extern "C" __global__ void __launch_bounds__(kRoiAlignLinearThreads, 7)
     pyramid_roi_align_f32(PyramidRoiAlignArgs args) {
     run_linear<float>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(kRoiAlignLinearThreads, 8)
+extern "C" __global__ void __launch_bounds__(kRoiAlignLinearThreads, 7)
     pyramid_roi_align_f16(PyramidRoiAlignArgs args) {
     run_linear<half>(args);
 }
 
 //! Features and output channels last.
-extern "C" __global__ void __launch_bounds__(kRoiAlignHwc8Threads, 4)
+extern "C" __global__ void __launch_bounds__(kRoiAlignHwc8Threads, 3)
     pyramid_roi_align_hwc8_f16(PyramidRoiAlignArgs args) {
     RoiAlignBlock& block = *reinterpret_cast<RoiAlignBlock*>(roi_align_shared);
     if (prepare<half>(block, args))
@@ -101,7 +101,7 @@ extern "C" __global__ void __launch_bounds__(kRoiAlignHwc8Threads, 4)
 }
 
 //! Features channels last, output linear.
-extern "C" __global__ void __launch_bounds__(kRoiAlignHwc8Threads, 4)
+extern "C" __global__ void __launch_bounds__(kRoiAlignHwc8Threads, 3)
     pyramid_roi_align_hwc8_to_linear_f16(PyramidRoiAlignArgs args) {
     RoiAlignBlock& block = *reinterpret_cast<RoiAlignBlock*>(roi_align_shared);
     if (prepare<half>(block, args))

@@ -248,6 +248,13 @@ def test_boxes_far_out_and_huge_boxes(kernels: Kernels, ratio: int, face: Faces)
 
 
 @every_face
+def test_a_box_beside_the_map_takes_nothing_from_it(kernels: Kernels, face: Faces) -> None:
+    maps = [np.full_like(m, NAN) for m in one_map(16, 16, channels=9)]
+    rois = boxes((2, -9, 8, -3), (2, 30, 8, 40), (-9, 2, -3, 8), (30, 2, 40, 8), (-9, -9, -3, -3))
+    assert not run(kernels, rois, maps, roi_attributes(1, strides=[1]), face).any()
+
+
+@every_face
 def test_more_samples_than_one_can_count(kernels: Kernels, face: Faces) -> None:
     rois = boxes((-1e18, -1e18, 1e18, 1e18), (-1e30, 3, 1e8, 4), (0, 0, 3e38, 1e-3), (1e6, 0, 1e6 + 0.07, 30))
     maps = [np.ones_like(m[:1]) for m in feature_maps(1)]
@@ -301,7 +308,7 @@ def test_thresholds_of_torchvision(kernels: Kernels, face: Faces) -> None:
 )
 def test_other_sizes(kernels: Kernels, size: int, ratio: int, face: Faces) -> None:
     maps = one_map(200, 301, channels=1 if size > 30 else 9)
-    rois = boxes((1, 2, 299, 198), (3, 4, 20, 30), (-30, 50, 340, 60))[:, : 2 if size > 30 else 3]
+    rois = boxes((1, 2, 302, 201), (3, 4, 20, 30), (-30, 50, 340, 60))[:, : 2 if size > 30 else 3]
     attributes = roi_attributes(1, strides=[1], output_size=size, sampling_ratio=ratio)
     check_by_matrices(kernels, rois, maps, attributes, face)
 
