@@ -41,6 +41,7 @@ ONLY_IN: Mapping[str, tuple[str, ...]] = {
     "IBuilderConfig.num_compute_capabilities": (RTX,),
     "IBuilderConfig.set_compute_capability": (RTX,),
     "ICudaEngine.create_runtime_config": ("10.13.3.9", "11.4.0.106", RTX),
+    "IExecutionContext.is_stream_capturable": (RTX,),
     # Of IRuntimeConfig, 10.3 is not asked: it stops at create_runtime_config.
     "IRuntimeConfig.create_runtime_cache": ("10.3.0", RTX),
     "IRuntimeConfig.cuda_graph_strategy": ("10.3.0", RTX),
