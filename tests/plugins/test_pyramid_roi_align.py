@@ -9,9 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from edge_mrcnn.errors import PluginError
 from edge_mrcnn.gpu.kernels import pyramid_roi_align as plan
-from edge_mrcnn.gpu.launches import Launch, Layout, Tensor
+from edge_mrcnn.gpu.launches import Layout, Tensor
 from tests import gold
 from tests.plugins import roi_align_by_matrices as matrices
 from tests.plugins.executor import Executor, KernelError, Kernels, Launched, compile_kernels
@@ -352,59 +351,11 @@ def test_no_races(size: int) -> None:
         check_by_matrices(racing, rois, maps, roi_attributes(3, output_size=size), face)
 
 
-def plan_tensors(face: Faces = FACES[0], levels: int = 2, channels: int = 8) -> tuple[list[Tensor], list[Tensor]]:
-    maps = [Tensor(64, (1, channels, 64 >> i, 64 >> i), face[0], face[1]) for i in range(levels)]
-    return [Tensor(64, (1, 10, 4), "float32"), *maps], [Tensor(64, (10, channels, 7, 7), face[0], face[2])]
-
-
-def plan_launches(face: Faces = FACES[0], channels: int = 8, **changes: Any) -> list[Launch]:
-    inputs, outputs = plan_tensors(face, channels=channels)
-    return plan.launches(roi_attributes(2, **changes), inputs, outputs, 0)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"output_size": 0}, "output_size 1 to 128"),
-        ({"output_size": 129}, "output_size 1 to 128"),
-        ({"sampling_ratio": -1}, "sampling_ratio 0 or more"),
-        ({"aligned": 2}, "aligned 0 or 1"),
-        ({"strides": [4, 12]}, "powers of two"),
-        ({"strides": [0, 8]}, "powers of two"),
-        ({"strides": [4, 8, 16]}, "one for each of 2 levels"),
-    ],
-    ids=str,
-)
-def test_attributes_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(PluginError, match=message):
-        plan_launches(**changes)
-
-
-def test_tensors_out_of_range_are_refused() -> None:
-    for face in (("float32", "hwc8", "linear"), ("float32", "linear", "hwc8"), ("int8", "linear", "linear")):
-        with pytest.raises(PluginError, match=r"float32 \(linear\) or float16 \(linear or hwc8\)"):
-            plan_launches(face)  # type: ignore[arg-type]
-    inputs, outputs = plan_tensors()
-    inputs[2] = Tensor(64, (1, 8, 32, 32), "float16")
-    with pytest.raises(PluginError, match="one type and layout"):
-        plan.workspace_bytes(roi_attributes(2), inputs, outputs)
-
-
 def test_the_launcher_refuses_what_the_kernels_cannot_do(kernels: Kernels) -> None:
-    with Executor(kernels) as gpu:
-        args = plan_launches(FACES[3])[0].args
-        with pytest.raises(KernelError):
-            gpu.launch_host(args, "float32")
-    with Executor(kernels) as gpu:
-        args.output_size = 129
-        with pytest.raises(KernelError):
-            gpu.launch_host(args, "float16")
-
-
-def test_blocks_are_as_the_model_needs_them() -> None:
-    """7 or 14 bins of 256 channels: whole cells, and full warps where the output is channels last."""
-    assert plan_launches(FACES[4], 256)[0].block == 224
-    assert plan_launches(FACES[4], 256, output_size=14)[0].grid == (10, 1, 2)
-    assert plan_launches(FACES[3], 256)[0].grid == (10, 1, 1)
-    assert plan_launches(FACES[3], 256, output_size=14)[0].grid == (10, 4, 1)
-    assert plan_launches(FACES[1], 256, output_size=14)[0].grid == (10, 4, 2)
+    inputs = [Tensor(64, (1, 10, 4), "float32"), Tensor(64, (1, 8, 64, 64), "float16", "hwc8")]
+    (launch,) = plan.launches(roi_attributes(1), inputs, [Tensor(64, (10, 8, 7, 7), "float16")], 0)
+    with Executor(kernels) as gpu, pytest.raises(KernelError):
+        gpu.launch_host(launch.args, "float32")
+    launch.args.output_size = 129
+    with Executor(kernels) as gpu, pytest.raises(KernelError):
+        gpu.launch_host(launch.args, "float16")
