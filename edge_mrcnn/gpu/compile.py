@@ -13,6 +13,7 @@ import importlib
 import io
 import logging
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ CACHE_LIMIT_BYTES = 64 << 20
 
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*"([^"\n]+)"', re.MULTILINE)
 _LOG_LINES = 12
+
+_import_lock = threading.Lock()
+"""cuda.core rearranges its modules while it is imported: a second thread would find it incomplete."""
 
 
 def kernel_folder() -> Path:
@@ -173,7 +177,8 @@ def _digest_includes(folder: Path, text: str) -> bytes:
 def _cuda(name: str) -> Any:
     """A module of cuda-core or cuda-bindings."""
     try:
-        return importlib.import_module(name)
+        with _import_lock:
+            return importlib.import_module(name)
     except ImportError as error:
         raise PluginError(
             f"compiling CUDA kernels needs cuda-core, which does not load ({error}); {INSTALL}"

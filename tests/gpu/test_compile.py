@@ -118,6 +118,24 @@ def test_several_processes_fill_one_cache(sources: Path, tmp_path: Path) -> None
     assert [process.communicate()[0].strip() for process in processes] == ["4"] * 3
 
 
+def test_threads_may_come_first_together(sources: Path) -> None:
+    """Importing cuda.core from two at once fails without a lock."""
+    program = textwrap.dedent("""
+        import sys
+        from concurrent.futures import ThreadPoolExecutor
+        from pathlib import Path
+        from threading import Barrier
+        from edge_mrcnn.gpu.compile import ptxas_report
+        together = Barrier(8)
+        def work(_):
+            together.wait()
+            return ptxas_report("op/op.cuh", "sm_87", Path(sys.argv[1]))
+        with ThreadPoolExecutor(8) as pool:
+            assert all(pool.map(work, range(8)))
+    """)
+    subprocess.run([sys.executable, "-c", program, str(sources)], check=True)
+
+
 @pytest.mark.parametrize("blocked", ["folder", "entries"])
 def test_a_cache_that_cannot_be_used_only_costs_time(
     build: Any, compiled: list[str], tmp_path: Path, blocked: str, caplog: pytest.LogCaptureFixture
