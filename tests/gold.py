@@ -182,7 +182,9 @@ def pyramid_roi_align(rois: Array, features: Sequence[Array], attributes: Mappin
     size, channels = attributes["output_size"], features[0].shape[1]
     out = np.zeros((rois.shape[0] * rois.shape[1], channels, size, size), f32)
     for row, roi in enumerate(rois.reshape(-1, 4)):
-        if is_padding(roi) or not np.isfinite(roi).all():
+        with np.errstate(over="ignore", invalid="ignore"):
+            area = (roi[2] - roi[0]) * (roi[3] - roi[1])
+        if is_padding(roi) or not np.isfinite(area):  # corners that are not finite give no finite area either
             continue
         level = roi_level(roi, attributes)
         feature = features[level][row // rois.shape[1]].astype(f32)
