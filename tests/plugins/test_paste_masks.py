@@ -273,7 +273,7 @@ MAP = Tensor(64, (30, 40), "uint16")
         ({"boxes": Tensor(64, (2, 4, 4), "float32")}, [MAP], [(30, 40)], "do not fit"),
         ({"scores": Tensor(64, (2, 4), "float32")}, [MAP], [(30, 40)], "do not fit"),
         ({"masks": Tensor(64, (2, 5, 14, 14), "int8")}, [MAP], [(30, 40)], "float32 or float16"),
-        ({"num_detections": Tensor(64, (1,), "int32")}, [MAP], [(30, 40)], "for a batch of 2"),
+        ({"num_detections": Tensor(64, (1,), "int32")}, [MAP], [(30, 40)], "do not fit"),
         ({}, [MAP], [], "1 maps and 0 contents"),
         ({}, [MAP] * 3, [(30, 40)] * 3, "3 maps and 3 contents"),
         ({}, [Tensor(64, (30, 0), "uint16")], [(30, 40)], "with a pixel at least"),

@@ -75,15 +75,9 @@ def launches(
     Raises:
         ValueError: The shapes do not fit each other.
     """
-    batch, detections, size, other = masks.shape
-    if size != other or size < 1 or boxes.shape != (batch, detections, 4) or scores.shape != (batch, detections):
-        raise ValueError(
-            f"masks (B, D, M, M), boxes (B, D, 4) and scores (B, D) do not fit: {masks.shape}, {boxes.shape} and "
-            f"{scores.shape}"
-        )
-    if masks.dtype not in ("float32", "float16") or detections > _MAX_ROWS:
-        raise ValueError(f"masks must be float32 or float16, of up to {_MAX_ROWS} detections, got {masks.dtype}")
-    if not len(instances) == len(contents) <= batch or num_detections.shape != (batch,):
+    _check(masks, boxes, scores, num_detections)
+    batch, detections, size, _ = masks.shape
+    if not len(instances) == len(contents) <= batch:
         raise ValueError(f"got {len(instances)} maps and {len(contents)} contents for a batch of {batch}")
     made = []
     for first in range(0, len(instances), MAX_PICTURES):
@@ -116,3 +110,15 @@ def _describe(instances: Tensor, content_hw: tuple[int, int]) -> _Picture:
         raise ValueError(f"a map must be (h, w) uint16 with a pixel at least, got {instances.shape} {instances.dtype}")
     height, width = instances.shape
     return _Picture(instances.address, width, height, content_hw[1] / width, content_hw[0] / height)
+
+
+def _check(masks: Tensor, boxes: Tensor, scores: Tensor, num_detections: Tensor) -> None:
+    batch, detections, size, other = masks.shape
+    rows = batch, detections
+    if size != other or size < 1 or (boxes.shape, scores.shape, num_detections.shape) != ((*rows, 4), rows, (batch,)):
+        raise ValueError(
+            f"masks (B, D, M, M), boxes (B, D, 4), scores (B, D) and num_detections (B,) do not fit: {masks.shape}, "
+            f"{boxes.shape}, {scores.shape} and {num_detections.shape}"
+        )
+    if masks.dtype not in ("float32", "float16") or detections > _MAX_ROWS:
+        raise ValueError(f"masks must be float32 or float16, of up to {_MAX_ROWS} detections, got {masks.dtype}")
