@@ -36,7 +36,7 @@ demo: .venv-demo/ready
 check: .venv-check/ready
 	$(MAKE) --no-print-directory lint BIN=.venv-check/bin MYPY_FLAGS="--exclude edge_mrcnn/training --follow-imports silent"
 	$(MAKE) --no-print-directory bindings BIN=.venv-check/bin
-	.venv-check/bin/python -m pytest -q -m "not torch and not render and not gpu"
+	.venv-check/bin/python -m pytest -q -n auto --dist loadfile -m "not torch and not render and not gpu and not slow"
 
 test: .venv/ready
 	$(MAKE) --no-print-directory lint BIN=.venv/bin

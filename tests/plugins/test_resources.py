@@ -42,6 +42,7 @@ def faults(usages: Sequence[Usage]) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not NVRTC_ARCHITECTURES, reason="NVRTC is not installed")
 @pytest.mark.parametrize("number", NVRTC_ARCHITECTURES)
 def test_nvrtc(number: int) -> None:
@@ -50,6 +51,7 @@ def test_nvrtc(number: int) -> None:
     assert not faults(usages)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not NVCC_ARCHITECTURES, reason="nvcc is not installed")
 @pytest.mark.parametrize("number", NVCC_ARCHITECTURES)
 def test_nvcc(number: int) -> None:
@@ -71,6 +73,7 @@ def test_a_block_fits_on_a_multiprocessor() -> None:
         assert limit["shared_bytes"] <= resources.SHARED_BYTES_OF_BLOCK, kernel
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not NVRTC_ARCHITECTURES, reason="NVRTC is not installed")
 def test_the_blocks_are_those_that_the_kernels_are_compiled_for() -> None:
     assert resources.blocks_of(NVRTC_ARCHITECTURES[0]) == {name: limit["block"] for name, limit in LIMITS.items()}
@@ -96,6 +99,7 @@ extern "C" __global__ void __launch_bounds__(1024) greedy(float const* in, float
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not NVRTC_ARCHITECTURES, reason="NVRTC is not installed")
 def test_a_kernel_that_spills_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "greedy.cuh").write_text(SPILLING)
