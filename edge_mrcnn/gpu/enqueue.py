@@ -85,7 +85,7 @@ class Enqueuer:
         if self._launcher is None:  # while TensorRT times the op for a build, it is attached to no context
             self.prepare()
         assert self._launcher is not None
-        # Planned anew for each frame, RpnProposals at five levels costs 0.3 ms of a desktop's CPU; a plan that is kept
+        # Planned anew for each frame, RpnProposals at five levels costs about 0.3 ms of the CPU; a plan that is kept
         # costs 0.02 ms, mostly for reading shapes. `forget` is called when a type or a format can have changed.
         key = tuple(inputs), tuple(outputs), workspace, tuple(desc.dims[:] for desc in input_descs)
         launches = self._kept.get(key)
