@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "edge_mrcnn"
 MAY_IMPORT = {
     "training": {"runtime", "evaluation"},  # evaluation: docs/adr/0002
     "compiler": {"runtime", "gpu"},
-    "evaluation": {"runtime"},
+    "evaluation": {"runtime", "compiler"},  # docs/adr/0012
     "runtime": {"gpu"},  # docs/adr/0007
     "gpu": set(),
     "commands": {"training", "compiler", "evaluation", "runtime"},
