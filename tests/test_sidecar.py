@@ -87,7 +87,7 @@ DAMAGED = [
     ("null", "is not an engine's sidecar or is damaged"),
     ('{"a": 1}', "is not an engine's sidecar or is damaged"),
     (make_sidecar().to_json()[:300], "is not an engine's sidecar or is damaged"),
-    (change(format=2), "has format 2, this version of edge_mrcnn reads 1"),
+    (change(format=1), "has format 1, this version of edge_mrcnn reads 2"),
     (without("spec"), "is damaged .*spec"),
     (without("engine_sha256"), "is damaged .*engine_sha256"),
     (change(batch=[1, 2]), "is damaged"),
