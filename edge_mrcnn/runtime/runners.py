@@ -116,12 +116,21 @@ class OrtRunner:
 
     backend = "onnxruntime-cpu"
 
-    def __init__(self, path: str | Path, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        threads: int | None = None,
+        *,
+        content: bytes | None = None,
+        config: Mapping[str, str] | None = None,
+    ) -> None:
         """Load a network.
 
         Args:
             path: An ONNX file made by `edge-mrcnn export`.
             threads: CPU threads of one call; None or 0 for one per core.
+            content: A model that is in memory only; `path` is then what it was made from, for messages.
+            config: Entries of ONNX Runtime's session configuration.
 
         Raises:
             EngineError: The file is missing or unreadable, ONNX Runtime is not installed or cannot run the network.
@@ -131,8 +140,9 @@ class OrtRunner:
         if threads is not None and threads < 0:
             raise ValueError(f"threads must be 0 (one per core) or more, got {threads}")
         self.path = Path(path)
-        _check_file(self.path)
-        self._session = _open_session(self.path, threads or 0)
+        if content is None:
+            _check_file(self.path)
+        self._session = _open_session(self.path, threads or 0, content, config or {})
         self._spec = ModelSpec.from_metadata(self._session.get_modelmeta().custom_metadata_map, self.path)
         inputs = self._session.get_inputs()
         self._inputs = tuple(item.name for item in inputs)
@@ -243,7 +253,7 @@ def _check_file(path: Path) -> None:
         raise ExportError(f"{path} is empty (0 bytes): the copy or the export was cut short; {_EXPORT}")
 
 
-def _open_session(path: Path, threads: int) -> Any:
+def _open_session(path: Path, threads: int, content: bytes | None, config: Mapping[str, str]) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
@@ -253,8 +263,12 @@ def _open_session(path: Path, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors only: it warns about its own optimiser
+    for key, value in config.items():
+        options.add_session_config_entry(key, value)
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            str(path) if content is None else content, options, providers=["CPUExecutionProvider"]
+        )
     except Exception as error:  # its exceptions have no base but Exception
         if type(error).__name__ in ("InvalidProtobuf", "NoModel"):
             raise ExportError(f"{path} is damaged or no ONNX file ({_first_line(error)}); {_EXPORT}") from error
