@@ -14,7 +14,7 @@ import io
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -23,8 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_mrcnn.detections import Detections
-from edge_mrcnn.errors import EdgeMrcnnError, StreamError
-from edge_mrcnn.evaluation.dataset import locate_pictures, match_classes, read_annotations
+from edge_mrcnn.errors import EdgeMrcnnError
+from edge_mrcnn.evaluation.dataset import LabelledSet
 from edge_mrcnn.frame import Frame
 from edge_mrcnn.spec import ModelSpec
 
@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 DETECTIONS_PER_PICTURE = 100
 """COCO counts the best so many detections of a picture."""
+
+Kind = Literal["bbox", "segm"]
+"""What is compared with the truth: boxes or masks, in pycocotools' words."""
 
 
 @dataclass(frozen=True)
@@ -174,21 +177,18 @@ def evaluate(
     """
     options = options or EvalOptions()
     _pycocotools()  # says what to install before minutes are spent
-    truth = read_annotations(data)
-    categories = match_classes(detector.spec.class_names, truth["categories"], options.classes, data)
-    truth = _restrict(truth, set(categories.values()), options.limit)
-    paths = locate_pictures(truth["images"], data)
+    labelled = LabelledSet.read(data, detector.spec.class_names, options.classes, options.limit)
     results: list[dict[str, Any]] = []
     seconds = 0.0
-    for image, frame in _frames(truth["images"], paths, data):
+    for image, frame in labelled.frames():
         start = time.perf_counter()
-        results += to_results(detector(frame), image["id"], categories)
+        results += to_results(detector(frame), image["id"], labelled.categories)
         seconds += time.perf_counter() - start
-    summary = average_precision(truth, results)
+    summary = average_precision(labelled.truth, results)
     return EvalResult(
         box=summary.box,
         mask=summary.mask,
-        pictures=len(paths),
+        pictures=len(labelled.paths),
         detections=len(results),
         seconds=seconds,
         backend=detector.backend,
@@ -240,6 +240,22 @@ def average_precision(ground_truth: Mapping[str, Any], results: Sequence[Mapping
     Raises:
         ValueError: A result has an image or category that the ground truth lacks.
     """
+    return summarise(run_cocoeval(ground_truth, results), ground_truth["categories"])
+
+
+def run_cocoeval(ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> dict[Kind, Any]:
+    """What `average_precision` is read off: pycocotools' `COCOeval` after `evaluate` and `accumulate`.
+
+    Args:
+        ground_truth: As `average_precision` takes it.
+        results: Likewise.
+
+    Returns:
+        `bbox`, and `segm` when every annotation and every result has a mask.
+
+    Raises:
+        ValueError: A result has an image or category that the ground truth lacks.
+    """
     images = {row["id"] for row in ground_truth["images"]}
     categories = {row["id"] for row in ground_truth["categories"]}
     for row in results:
@@ -248,13 +264,24 @@ def average_precision(ground_truth: Mapping[str, Any], results: Sequence[Mapping
                 f"results: image_id {row['image_id']} and category_id {row['category_id']} must be in the ground truth"
             )
     masks = all(row.get("segmentation") for row in (*ground_truth["annotations"], *results))
+    kinds: tuple[Kind, ...] = ("bbox", "segm") if masks else ("bbox",)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress by print
-        box = _scores(ground_truth, results, "bbox")
-        mask = _scores(ground_truth, results, "segm") if masks else None
-    return ApSummary(box, mask)
+        return {kind: _evaluate_kind(ground_truth, results, kind) for kind in kinds}
 
 
-def _scores(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], kind: Literal["bbox", "segm"]) -> ApScores:
+def summarise(evaluations: Mapping[Kind, Any], categories: Sequence[Mapping[str, Any]]) -> ApSummary:
+    """The figures of what `run_cocoeval` gave.
+
+    Args:
+        evaluations: `COCOeval` by kind.
+        categories: The ground truth's.
+    """
+    mask = evaluations.get("segm")
+    box_scores = _read_scores(evaluations["bbox"], categories)
+    return ApSummary(box_scores, None if mask is None else _read_scores(mask, categories))
+
+
+def _evaluate_kind(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], kind: Kind) -> Any:
     coco, coco_eval, rle = _pycocotools()
     # Ids from 1: pycocotools takes a match with annotation 0 for no match.
     annotations = [
@@ -277,7 +304,7 @@ def _scores(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], kind
     runner.params.maxDets = [1, 10, DETECTIONS_PER_PICTURE]
     runner.evaluate()
     runner.accumulate()
-    return _read_scores(runner, truth["categories"])
+    return runner
 
 
 def _index(coco: Callable[[], Any], content: dict[str, Any]) -> Any:
@@ -307,37 +334,6 @@ def _mean(values: npt.NDArray[np.float64]) -> float | None:
     """Mean in points of 100 of what is measured; -1 marks what has no ground truth."""
     measured = values[values > -1]
     return round(float(measured.mean() * 100), 3) if measured.size else None
-
-
-def _restrict(truth: dict[str, Any], categories: set[int], limit: int | None) -> dict[str, Any]:
-    images = truth["images"][:limit]
-    ids = {row["id"] for row in images}
-    kept = [row for row in truth["annotations"] if row["image_id"] in ids and row["category_id"] in categories]
-    return {
-        "images": images,
-        "annotations": kept,
-        "categories": [row for row in truth["categories"] if row["id"] in categories],
-    }
-
-
-def _frames(
-    images: Sequence[Mapping[str, Any]], paths: Sequence[Path], data: Path
-) -> Iterator[tuple[Mapping[str, Any], Frame]]:
-    """Pictures with their entries in the file; a bar on a terminal."""
-    from tqdm import tqdm
-
-    from edge_mrcnn.runtime.pictures import read_picture
-
-    bar = tqdm(images, "evaluating", unit=" pictures", disable=None)
-    for index, (image, path) in enumerate(zip(bar, paths, strict=True)):
-        frame = Frame(read_picture(path), str(path), index)
-        expected = (image.get("height", frame.image_hw[0]), image.get("width", frame.image_hw[1]))
-        if frame.image_hw != expected:
-            raise StreamError(
-                f"{path} has {frame.image_hw[0]}x{frame.image_hw[1]} pixels (HxW), {data} says "
-                f"{expected[0]}x{expected[1]}: its boxes would be off; give the pictures the file was made for"
-            )
-        yield image, frame
 
 
 def _pycocotools() -> tuple[Any, Any, Any]:

@@ -3,17 +3,77 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from edge_mrcnn.errors import StreamError
+from edge_mrcnn.frame import Frame
 
 UNUSED_NAMES = frozenset({"__background__", "N/A"})
 """Labels that no network gives: torchvision's background and the gaps in COCO's numbering."""
 
 _LISTED = 10
 """Names and files listed in an error before the rest is counted."""
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """A data set as a model is compared with it.
+
+    Attributes:
+        data: The annotation file.
+        truth: Its content, with the classes and pictures that count.
+        categories: Category id by the model's label.
+        paths: File of each of `truth["images"]`.
+    """
+
+    data: Path
+    truth: Mapping[str, Any]
+    categories: Mapping[int, int]
+    paths: tuple[Path, ...]
+
+    @classmethod
+    def read(
+        cls, data: Path, class_names: Sequence[str], classes: Literal["equal", "common"], limit: int | None = None
+    ) -> LabelledSet:
+        """Read a set and match its categories with a model's classes.
+
+        Args:
+            data: Annotation file; its pictures are in the folder `images` beside it, or beside it.
+            class_names: The model's name of each label.
+            classes: As `match_classes` takes it.
+            limit: Take the first so many pictures only.
+
+        Raises:
+            StreamError: The set cannot be used, or has other classes than the model.
+        """
+        content = read_annotations(data)
+        categories = match_classes(class_names, content["categories"], classes, data)
+        truth = _restrict(content, set(categories.values()), limit)
+        return cls(data, truth, categories, tuple(locate_pictures(truth["images"], data)))
+
+    def frames(self) -> Iterator[tuple[Mapping[str, Any], Frame]]:
+        """Pictures with their entries in the file; a bar on a terminal.
+
+        Raises:
+            StreamError: A picture cannot be read, or has another size than the file says.
+        """
+        from tqdm import tqdm
+
+        from edge_mrcnn.runtime.pictures import read_picture
+
+        bar = tqdm(self.truth["images"], "evaluating", unit=" pictures", disable=None)
+        for index, (image, path) in enumerate(zip(bar, self.paths, strict=True)):
+            frame = Frame(read_picture(path), str(path), index)
+            expected = (image.get("height", frame.image_hw[0]), image.get("width", frame.image_hw[1]))
+            if frame.image_hw != expected:
+                raise StreamError(
+                    f"{path} has {frame.image_hw[0]}x{frame.image_hw[1]} pixels (HxW), {self.data} says "
+                    f"{expected[0]}x{expected[1]}: its boxes would be off; give the pictures the file was made for"
+                )
+            yield image, frame
 
 
 def read_annotations(data: Path) -> dict[str, Any]:
@@ -141,3 +201,14 @@ def listed(names: Sequence[str]) -> str:
     """Names with commas; from the eleventh on they are counted."""
     rest = len(names) - _LISTED
     return ", ".join(names[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _restrict(truth: dict[str, Any], categories: set[int], limit: int | None) -> dict[str, Any]:
+    images = truth["images"][:limit]
+    ids = {row["id"] for row in images}
+    kept = [row for row in truth["annotations"] if row["image_id"] in ids and row["category_id"] in categories]
+    return {
+        "images": images,
+        "annotations": kept,
+        "categories": [row for row in truth["categories"] if row["id"] in categories],
+    }
