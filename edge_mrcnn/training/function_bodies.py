@@ -22,23 +22,17 @@ padding and changes nothing in the rows that remain.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import onnx
-from onnx import AttributeProto, TensorProto, helper
+from onnx import TensorProto
 
-from edge_mrcnn.ops import DETECTION_NMS, DOMAIN, OPS, PLUGIN_ATTRIBUTES, PYRAMID_ROI_ALIGN, RPN_PROPOSALS, OpSpec
+from edge_mrcnn.ops import DETECTION_NMS, OPS, PYRAMID_ROI_ALIGN, RPN_PROPOSALS
+from edge_mrcnn.training.function_builder import OPSET, FunctionBuilder
 
-OPSET = 20
-"""Of the bodies and of the exported graph: the first that has RoiAlign, GridSample and IsNaN in all float types."""
+__all__ = ["OPSET", "make_function_body"]
 
-_KINDS: Mapping[str, AttributeProto.AttributeType] = {
-    "int": AttributeProto.INT,
-    "ints": AttributeProto.INTS,
-    "float": AttributeProto.FLOAT,
-    "floats": AttributeProto.FLOATS,
-}
 _NO_CANDIDATE = -1.0
 """Score of what is no candidate; candidates have scores from 0 to 1."""
 
@@ -73,84 +67,6 @@ def _choice(attributes: Mapping[str, Any], name: str, *known: Any) -> Any:
     if attributes[name] not in known:
         raise ValueError(f"{name} must be one of {known}, got {attributes[name]!r}")
     return attributes[name]
-
-
-class FunctionBuilder:
-    """Writes an ONNX function: `b.Add(x, 0.5)` appends a node and returns its output's name.
-
-    A value is the name of a tensor; numbers and lists become constants, each written once.
-    """
-
-    def __init__(self, spec: OpSpec, levels: int) -> None:
-        """Start the body of `spec` for a node with that many pyramid levels."""
-        self.spec = spec
-        self.inputs = [tensor.name for tensor in spec.expand_inputs(levels)]
-        self.kinds = {attribute.name: attribute.kind for attribute in spec.attributes}
-        self.nodes: list[onnx.NodeProto] = []
-        self._constants: dict[str, str] = {}
-
-    def __getattr__(self, op: str) -> Callable[..., str]:
-        """A function that appends a node of the standard op of that name."""
-        if op.startswith("_"):
-            raise AttributeError(op)
-        return lambda *inputs, **attributes: self.emit(op, *inputs, **attributes)[0]
-
-    def emit(self, op: str, *inputs: Any, outputs: int = 1, **attributes: Any) -> list[str]:
-        """Append a node.
-
-        Args:
-            op: Name of a standard op.
-            inputs: Names of tensors, or numbers and lists.
-            outputs: How many.
-            attributes: Numbers, or `"@name"` for the value of the calling node's attribute of that name.
-
-        Returns:
-            The names of the outputs.
-        """
-        values = [value if isinstance(value, str) else self.constant(value) for value in inputs]
-        names = [f"{op}_{len(self.nodes)}" + (f"_{i}" if outputs > 1 else "") for i in range(outputs)]
-        references = {k: v[1:] for k, v in attributes.items() if isinstance(v, str) and v.startswith("@")}
-        node = helper.make_node(op, values, names, **{k: v for k, v in attributes.items() if k not in references})
-        for key, reference in references.items():
-            kind = _KINDS[self.kinds[reference]]
-            node.attribute.append(AttributeProto(name=key, ref_attr_name=reference, type=kind))
-        self.nodes.append(node)
-        return names
-
-    def constant(self, value: float | list[int]) -> str:
-        """A constant: int -> int64 scalar, float -> float32 scalar, list -> int64 vector."""
-        key = repr(value)
-        if key not in self._constants:
-            kind = "ints" if isinstance(value, list) else type(value).__name__
-            self._constants[key] = self.Constant(**{f"value_{kind}": value})
-        return self._constants[key]
-
-    def attribute(self, name: str) -> str:
-        """The calling node's attribute as a tensor: int64 or float32, a scalar or a vector."""
-        if "@" + name not in self._constants:
-            self._constants["@" + name] = self.Constant(**{f"value_{self.kinds[name]}": f"@{name}"})
-        return self._constants["@" + name]
-
-    def as_float(self, x: str) -> str:
-        """Cast to float32."""
-        return self.Cast(x, to=TensorProto.FLOAT)
-
-    def halves(self, x: str, axis: int = -1) -> list[str]:
-        """Split in two along an axis."""
-        return self.emit("Split", x, outputs=2, axis=axis, num_outputs=2)
-
-    def sides(self, boxes: str) -> list[str]:
-        """Width and height of boxes `(..., 4)`, each `(..., 1)`."""
-        low, high = self.halves(boxes)
-        return self.halves(self.Sub(high, low))
-
-    def build(self, **results: str) -> onnx.FunctionProto:
-        """The function; `results` name the tensors that become the outputs."""
-        outputs = [tensor.name for tensor in self.spec.outputs]
-        self.nodes += [helper.make_node("Identity", [results[name]], [name]) for name in outputs]
-        opsets = [helper.make_opsetid("", OPSET)]
-        attributes = [*self.kinds, *PLUGIN_ATTRIBUTES]
-        return helper.make_function(DOMAIN, self.spec.name, self.inputs, outputs, self.nodes, opsets, attributes)
 
 
 # ------------------------------------------------------------------------------------------- parts of several bodies
@@ -192,12 +108,22 @@ def _decode(b: FunctionBuilder, references: str, deltas: str, limit: str) -> tup
     return boxes, b.And(finite, b.And(b.GreaterOrEqual(width, least), b.GreaterOrEqual(height, least)))
 
 
-def _suppress(b: FunctionBuilder, boxes: str, scores: str, most: str) -> str:
-    """Greedy NMS within each row of boxes `(R, N, 4)` and scores `(R, N)`: what goes gets the score of no candidate.
+def _suppress(b: FunctionBuilder, boxes: str, class_scores: str, scores: str, most: str) -> str:
+    """Greedy NMS within each class of each picture: what goes gets the score of no candidate.
 
     ONNX Runtime breaks ties in favour of the lower index and never suppresses by a box without area.
+
+    Args:
+        b: The body.
+        boxes: `(B, N, 4)`.
+        class_scores: `(B, C, N)`, that of no candidate where a box is not of the class; each is of one class at most.
+        scores: `(B, N)`, of each box in its own class.
+        most: `(1,)` int64, how many of each class may stay.
+
+    Returns:
+        Scores `(B, N)`.
     """
-    chosen = b.NonMaxSuppression(boxes, b.Unsqueeze(scores, [1]), most, b.attribute("nms_threshold"), _NO_CANDIDATE / 2)
+    chosen = b.NonMaxSuppression(boxes, class_scores, most, b.attribute("nms_threshold"), _NO_CANDIDATE / 2)
     places = b.Gather(chosen, [0, 2], axis=1)
     return b.ScatterND(b.Expand(_NO_CANDIDATE, b.Shape(scores)), places, b.GatherND(scores, places))
 
@@ -231,53 +157,91 @@ def _best(b: FunctionBuilder, boxes: str, scores: str, most: str) -> tuple[str, 
 
 # ------------------------------------------------------------------------------------------------------- RpnProposals
 def _rpn_proposals(levels: int, stride_rule: str) -> onnx.FunctionProto:
-    """Source: torchvision models/detection/rpn.py `RegionProposalNetwork.filter_proposals`."""
+    """Choose each level's candidates, then treat those of all levels at once: `(B, M, ...)`, level after level.
+
+    Anchors are laid out for the whole grid: they depend on no picture, so ONNX Runtime computes them when it loads.
+
+    Source: torchvision models/detection/rpn.py `RegionProposalNetwork.filter_proposals`.
+    """
     b = FunctionBuilder(RPN_PROPOSALS, levels)
-    limit = b.Unsqueeze(_content_limit(b), [1])
     most = b.Unsqueeze(b.attribute("post_nms_top_n"), [0])
-    cells = b.Reshape(b.attribute("cell_anchors"), [levels, -1, 4])
-    boxes, scores = [], []
-    for level in range(levels):
-        index, logits, deltas = _top_of_level(b, level)
-        anchors = _anchors(b, level, cells, index, stride_rule)
-        level_boxes, usable = _decode(b, anchors, deltas, limit)
-        probability = b.Sigmoid(logits)
-        usable = b.And(b.Squeeze(usable, [-1]), b.Greater(logits, float("-inf")))
-        usable = b.And(usable, b.GreaterOrEqual(probability, b.attribute("score_threshold")))
-        boxes.append(level_boxes)
-        scores.append(_suppress(b, level_boxes, b.Where(usable, probability, _NO_CANDIDATE), most))
-    proposals, *_ = _best(b, b.Concat(*boxes, axis=1), b.Concat(*scores, axis=1), most)
+    logits, index, own = _candidates(b, levels)
+    anchors, places = _grids(b, levels, stride_rule)
+    deltas = b.Concat(*[b.Reshape(b.as_float(f"deltas{level}"), [0, -1]) for level in range(levels)], axis=1)
+    deltas = b.GatherND(deltas, b.Unsqueeze(b.Gather(places, index), [-1]), batch_dims=1)
+    boxes, usable = _decode(b, b.Gather(anchors, index), deltas, b.Unsqueeze(_content_limit(b), [1]))
+    probability = b.Sigmoid(logits)
+    usable = b.And(b.Squeeze(usable, [-1]), b.Greater(logits, float("-inf")))
+    usable = b.And(usable, b.GreaterOrEqual(probability, b.attribute("score_threshold")))
+    scores = b.Where(usable, probability, _NO_CANDIDATE)
+    by_level = b.Where(own, b.Unsqueeze(scores, [1]), _NO_CANDIDATE)
+    proposals, *_ = _best(b, boxes, _suppress(b, boxes, by_level, scores, most), most)
     return b.build(proposals=proposals)
 
 
-def _top_of_level(b: FunctionBuilder, level: int) -> tuple[str, str, str]:
-    """The best `pre_nms_top_n` cells of a level by logit: index `(B, n)`, logits `(B, n)`, deltas `(B, n, 4)`."""
-    logits, deltas = (b.as_float(f"{name}{level}") for name in ("objectness", "deltas"))
-    logits = b.Reshape(b.Transpose(logits, perm=[0, 2, 3, 1]), [0, -1])
-    deltas = b.Reshape(b.Transpose(deltas, perm=[0, 2, 3, 1]), [0, -1, 4])
-    logits = b.Where(b.IsNaN(logits), float("-inf"), logits)
-    count = b.Min(b.Shape(logits, start=1), b.Unsqueeze(b.attribute("pre_nms_top_n"), [0]))
-    logits, index = b.emit("TopK", logits, count, outputs=2, axis=1)
-    return index, logits, b.GatherND(deltas, b.Unsqueeze(index, [-1]), batch_dims=1)
+def _candidates(b: FunctionBuilder, levels: int) -> tuple[str, str, str]:
+    """The best `pre_nms_top_n` anchors of each level by logit.
+
+    Returns:
+        Logits `(B, M)`; indices `(B, M)` of their anchors among those of all levels; bool `(L, M)`: of that level.
+    """
+    logits, index, level_of = [], [], []
+    before = b.constant([0])
+    for level in range(levels):
+        rows = b.Reshape(b.Transpose(b.as_float(f"objectness{level}"), perm=[0, 2, 3, 1]), [0, -1])
+        count = b.Shape(rows, start=1)
+        chosen = b.Min(count, b.Unsqueeze(b.attribute("pre_nms_top_n"), [0]))
+        rows = b.Where(b.IsNaN(rows), float("-inf"), rows)
+        top, places = b.emit("TopK", rows, chosen, outputs=2, axis=1)
+        logits.append(top)
+        index.append(b.Add(places, before))
+        level_of.append(b.Expand(level, chosen))
+        before = b.Add(before, count)
+    own = b.Equal(b.Concat(*level_of, axis=0), b.Unsqueeze(list(range(levels)), [1]))
+    return b.Concat(*logits, axis=1), b.Concat(*index, axis=1), own
 
 
-def _anchors(b: FunctionBuilder, level: int, cells: str, index: str, stride_rule: str) -> str:
-    """Anchors `(B, n, 4)` of the cells at `index` `(B, n)`, counted row by row, then by anchor.
+def _grids(b: FunctionBuilder, levels: int, stride_rule: str) -> tuple[str, str]:
+    """The anchors of all levels, counted level by level, row by row, then by anchor.
+
+    Returns:
+        Anchors `(G, 4)`, and int64 `(G, 4)`: the places of their deltas among the deltas of all levels in a row.
 
     Source: torchvision models/detection/anchor_utils.py `AnchorGenerator.forward`, `grid_anchors`.
     """
-    cell = b.Gather(cells, level)
-    grid = b.Shape(f"objectness{level}", start=2)
-    if stride_rule == "grid":  # 480 // 8 = 60 for the fifth level, not 64
-        canvas = b.Mul(b.Shape("objectness0", start=2), b.Gather(b.attribute("strides"), 0))
-        stride_y, stride_x = b.halves(b.Div(canvas, grid), axis=0)
-    else:
-        stride_y = stride_x = b.Gather(b.attribute("strides"), [level])
-    per_cell, width = b.Shape(cell, start=0, end=1), b.Gather(grid, [1])
-    place = b.Div(index, per_cell)
-    x = b.Unsqueeze(b.Mul(b.Mod(place, width), stride_x), [-1])
-    y = b.Unsqueeze(b.Mul(b.Div(place, width), stride_y), [-1])
-    return b.Add(b.as_float(b.Concat(x, y, x, y, axis=-1)), b.Gather(cell, b.Mod(index, per_cell)))
+    cells = b.Reshape(b.attribute("cell_anchors"), [levels, -1, 4])
+    per_cell, coordinates = b.Shape(cells, start=1, end=2), b.constant([0, 1, 2, 3])
+    anchors, places = [], []
+    before = b.constant([0])
+    for level in range(levels):
+        grid = _grid(b, level)
+        width, area = b.Gather(grid, [1]), b.ReduceProd(grid, keepdims=1)
+        count = b.Mul(area, per_cell)
+        index = b.Range(0, b.Squeeze(count, [0]), 1)
+        cell, anchor = b.Unsqueeze(b.Div(index, per_cell), [1]), b.Mod(index, per_cell)
+        stride_y, stride_x = _strides(b, level, grid, stride_rule)
+        x, y = b.Mul(b.Mod(cell, width), stride_x), b.Mul(b.Div(cell, width), stride_y)
+        corner = b.as_float(b.Concat(x, y, x, y, axis=1))
+        anchors.append(b.Add(corner, b.Gather(b.Gather(cells, level), anchor)))
+        channel = b.Add(b.Unsqueeze(b.Mul(anchor, 4), [1]), coordinates)
+        places.append(b.Add(b.Add(b.Mul(channel, area), cell), b.Mul(before, 4)))
+        before = b.Add(before, count)
+    return b.Concat(*anchors, axis=0), b.Concat(*places, axis=0)
+
+
+def _grid(b: FunctionBuilder, level: int) -> str:
+    """Height and width of a level `(2,)`, of the first picture: ONNX Runtime folds no Shape of a dynamic batch."""
+    return b.Shape(b.Gather(f"objectness{level}", 0), start=1)
+
+
+def _strides(b: FunctionBuilder, level: int, grid: str, stride_rule: str) -> tuple[str, str]:
+    """Vertical and horizontal stride of a level with a `grid` of that height and width, each `(1,)` int64."""
+    if stride_rule == "fixed":
+        stride = b.Gather(b.attribute("strides"), [level])
+        return stride, stride
+    canvas = b.Mul(_grid(b, 0), b.Gather(b.attribute("strides"), 0))
+    vertical, horizontal = b.halves(b.Div(canvas, grid), axis=0)  # 480 // 8 = 60 for the fifth level, not 64
+    return vertical, horizontal
 
 
 # ---------------------------------------------------------------------------------------------------- PyramidRoiAlign
@@ -291,22 +255,22 @@ def _pyramid_roi_align(levels: int, aligned: bool) -> onnx.FunctionProto:
     batch = b.Unsqueeze(b.Range(0, b.Gather(shape, 0), 1), [1])
     image = b.Reshape(b.Expand(batch, shape), [-1])
     level = _level_of(b, rois, levels)
+    # the scale is a float attribute and cannot come from a list, so the boxes are scaled instead; -1 is the last level
+    scaled = b.Div(rois, b.Unsqueeze(b.as_float(b.Gather(b.attribute("strides"), level)), [1]))
     size = b.Unsqueeze(b.attribute("output_size"), [0])
-    pooled = b.Expand(0.0, b.Concat(b.Shape(level), b.Shape("x0", start=1, end=2), size, size, axis=0))
+    pooled = b.ConstantOfShape(b.Concat(b.Shape(level), b.Shape("x0", start=1, end=2), size, size, axis=0))
     for i in range(levels):
-        places = b.Squeeze(b.NonZero(b.Equal(level, i)), [0])
-        # the scale is a float attribute and cannot come from a list, so the boxes are scaled instead
-        scaled = b.Div(b.Gather(rois, places), b.as_float(b.Gather(b.attribute("strides"), i)))
+        places = b.Transpose(b.NonZero(b.Equal(level, i)), perm=[1, 0])
         patches = b.RoiAlign(
             b.as_float(f"x{i}"),
-            scaled,
-            b.Gather(image, places),
+            b.GatherND(scaled, places),
+            b.GatherND(image, places),
             coordinate_transformation_mode="half_pixel" if aligned else "output_half_pixel",
             output_height="@output_size",
             output_width="@output_size",
             sampling_ratio="@sampling_ratio",
         )
-        pooled = b.ScatterND(pooled, b.Unsqueeze(places, [-1]), patches)
+        pooled = b.ScatterND(pooled, places, patches)
     return b.build(pooled=b.CastLike(pooled, "x0"))
 
 
@@ -370,7 +334,8 @@ def _finish_detections(b: FunctionBuilder, boxes: str, scores: str, label_shift:
     rows = b.Concat(b.Mul(b.Gather(by_class, [0]), b.Gather(by_class, [1])), b.Gather(by_class, [2]), axis=0)
     class_scores = b.Reshape(b.Transpose(scores, perm=[0, 2, 1]), rows, allowzero=1)
     class_boxes = b.Reshape(b.Transpose(boxes, perm=[0, 2, 1, 3]), b.Concat(rows, [4], axis=0), allowzero=1)
-    kept = b.Reshape(_suppress(b, class_boxes, class_scores, most), by_class, allowzero=1)
+    kept = _suppress(b, class_boxes, b.Unsqueeze(class_scores, [1]), class_scores, most)
+    kept = b.Reshape(kept, by_class, allowzero=1)
     kept = b.Transpose(kept, perm=[0, 2, 1])  # proposals first, so that ties fall as in torchvision
     candidates = b.Mul(b.Gather(by_class, [1]), b.Gather(by_class, [2]))
     flat = b.Concat(b.Gather(by_class, [0]), candidates, axis=0)
