@@ -6,21 +6,23 @@ measured is what is quantised. It reads the exported graph and what later passes
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from edge_mrcnn.compiler.recipe import Recipe
 from edge_mrcnn.ops import DOMAIN, OPS
 
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 """Ops that multiply activations with weights: nearly all of the work, and all that int8 makes faster."""
 
-INTEGER = frozenset({"Conv", "Gemm", "MatMul"})
-"""Those of them that have an integer kernel in ONNX Runtime on a CPU."""
-
-MOVERS = frozenset({"Cast", "Flatten", "Identity", "MaxPool", "Reshape", "Resize", "Squeeze", "Transpose", "Unsqueeze"})
-"""Ops that only move values about (or pick or average them): what they give has the range of what they take."""
+MOVERS = frozenset({"Flatten", "Identity", "MaxPool", "Reshape", "Resize", "Squeeze", "Transpose", "Unsqueeze"})
+"""Ops that only move values about, or pick or average them: what they give has the range of what they take."""
 
 SENSITIVE: Mapping[str, tuple[str, ...]] = {
     "RpnProposals": ("objectness", "deltas"),
@@ -63,6 +65,28 @@ def quantisable_nodes(graph: gs.Graph | onnx.ModelProto) -> tuple[gs.Node, ...]:
     return tuple(node for node in weighted_nodes(graph) if id(node) not in sensitive)
 
 
+def check_keeps(graph: gs.Graph | onnx.ModelProto, recipe: Recipe) -> None:
+    """Check that each expression of a recipe finds a layer: one that finds none is a typing error.
+
+    Args:
+        graph: As exported.
+        recipe: Its `keep_fp16` must find weighted layers, its `keep_fp32` nodes of any kind.
+
+    Raises:
+        ValueError: One finds nothing; the message names the nearest layers.
+    """
+    graph = _as_graph(graph)
+    weighted = [node.name for node in weighted_nodes(graph)]
+    for option, names in (("keep_fp16", weighted), ("keep_fp32", [node.name for node in graph.nodes])):
+        for pattern in getattr(recipe, option):
+            if not any(re.search(pattern, name) for name in names):
+                nearest = difflib.get_close_matches(pattern, weighted, n=3, cutoff=0.0)
+                raise ValueError(
+                    f"{option}: {pattern!r} is found in no layer's name; the nearest of {len(weighted)} layers: "
+                    f"{', '.join(nearest) or 'none'}"
+                )
+
+
 def measured_tensors(model: onnx.ModelProto) -> tuple[str, ...]:
     """The activations of an exported model that either dialect may want a range of, in the graph's order.
 
@@ -74,60 +98,85 @@ def measured_tensors(model: onnx.ModelProto) -> tuple[str, ...]:
     """
     graph = gs.import_onnx(model)
     layers = quantisable_nodes(graph)
-    placed = [*tensorrt_tensors(graph, layers), *ort_tensors(graph, layers)]
-    wanted = {range_source(tensor).name for tensor in placed}
+    wanted = {range_source(node.inputs[index]).name for node, index in tensorrt_inputs(graph, layers)}
+    wanted |= set(ort_placement(graph, layers).ranges.values())
     order = [tensor.name for tensor in [*graph.inputs, *(t for node in graph.nodes for t in node.outputs)]]
     return tuple(name for name in dict.fromkeys(order) if name in wanted)
 
 
-def tensorrt_tensors(graph: gs.Graph, layers: Collection[gs.Node]) -> tuple[gs.Variable, ...]:
-    """The activations that carry Q/DQ in dialect `tensorrt`, each once.
+def tensorrt_inputs(graph: gs.Graph, layers: Collection[gs.Node]) -> list[tuple[gs.Node, int]]:
+    """What reads a quantised activation in dialect `tensorrt`, as node and number of its input.
 
-    They are what the quantised layers read, and of a residual add the branch that the convolution cannot fuse.
+    That is each quantised layer, and of a residual add the branch that the convolution cannot fuse.
 
     Args:
         graph: Sorted.
         layers: The weighted layers to quantise.
     """
-    found = {id(node.inputs[0]): node.inputs[0] for node in layers}
+    chosen = {id(node) for node in layers}
+    found: list[tuple[gs.Node, int]] = []
     for node in graph.nodes:
+        if id(node) in chosen:
+            found.append((node, 0))
         branch = _unfused_branch(node, layers, graph)
         if branch is not None:
-            found[id(branch)] = branch
-    return tuple(found.values())
+            found.append((node, branch))
+    return found
 
 
-def ort_tensors(graph: gs.Graph, layers: Collection[gs.Node]) -> tuple[gs.Variable, ...]:
-    """The activations that carry Q/DQ in dialect `ort`, each once: tensors that are moved on carry their source's.
+@dataclass(frozen=True)
+class OrtPlacement:
+    """Where dialect `ort` has integers.
 
-    They are what goes into the integer kernels and what comes out of them, activation included; a Gemm's result stays
-    float unless such a kernel reads it. An Add or Concat of nothing but quantised tensors is such a kernel too.
+    Attributes:
+        nodes: What becomes an integer kernel: layers, and Adds and Concats of nothing but quantised tensors.
+        ranges: The activations that carry Q/DQ, by name, each with the name of the one whose range it has.
+    """
+
+    nodes: tuple[gs.Node, ...]
+    ranges: Mapping[str, str]
+
+
+def ort_placement(graph: gs.Graph, layers: Collection[gs.Node]) -> OrtPlacement:
+    """Place the integers of dialect `ort`.
+
+    Quantised is what goes into the integer kernels and what comes out of them, activation included; a Gemm's result
+    stays float unless such a kernel reads it. A tensor that is moved on the way carries its source's scale all along.
 
     Args:
         graph: Sorted.
         layers: The weighted layers to quantise; those without an integer kernel are passed over.
     """
-    chosen = {id(node) for node in layers if node.op in INTEGER}
-    found: dict[int, gs.Variable] = {}
-
-    def mark(tensor: gs.Variable) -> None:
-        found[id(tensor)] = tensor
-
+    chosen = {id(node) for node in layers if has_integer_kernel(node)}
+    nodes: list[gs.Node] = []
+    ranges: dict[str, str] = {}
     for node in graph.nodes:
         if id(node) in chosen:
-            mark(range_source(node.inputs[0]))
-            if node.op == "Conv":
-                mark(activated(node.outputs[0], graph))
-        elif node.op in ("Add", "Concat") and all(id(range_source(tensor)) in found for tensor in node.inputs):
-            mark(activated(node.outputs[0], graph))
-    return tuple(found.values())
+            read = node.inputs[:1]
+        elif node.op in ("Add", "Concat") and all(range_source(tensor).name in ranges for tensor in node.inputs):
+            read = node.inputs
+        else:
+            continue
+        nodes.append(node)
+        for tensor in read:
+            ranges.update(dict.fromkeys(_way_to_source(tensor), range_source(tensor).name))
+        if node.op not in ("Gemm", "MatMul"):
+            result = activated(node.outputs[0], graph).name
+            ranges[result] = result
+    return OrtPlacement(tuple(nodes), ranges)
+
+
+def has_integer_kernel(node: gs.Node) -> bool:
+    """Whether ONNX Runtime has an integer kernel on a CPU for a weighted layer."""
+    if node.op == "Gemm":
+        return not node.attrs.get("transA", 0) and node.attrs.get("alpha", 1.0) == node.attrs.get("beta", 1.0) == 1.0
+    return node.op in ("Conv", "MatMul")
 
 
 def range_source(tensor: gs.Tensor) -> gs.Tensor:
     """Where a tensor's values come from: the tensor whose range it has, up through `MOVERS`."""
-    while tensor.inputs and tensor.inputs[0].op in MOVERS and not tensor.inputs[0].domain:
-        tensor = tensor.inputs[0].inputs[0]
-    return tensor
+    *_, source = _walk_up(tensor)
+    return source
 
 
 def activated(tensor: gs.Tensor, graph: gs.Graph) -> gs.Tensor:
@@ -139,8 +188,26 @@ def activated(tensor: gs.Tensor, graph: gs.Graph) -> gs.Tensor:
     return reader.outputs[0] if fuses else tensor
 
 
-def _unfused_branch(node: gs.Node, layers: Collection[gs.Node], graph: gs.Graph) -> gs.Variable | None:
-    """The branch of a residual add that no quantised convolution hosts; None where the node is no such add."""
+def _way_to_source(tensor: gs.Tensor) -> list[str]:
+    """Names of a tensor and of those it was moved from, up to its source."""
+    return [passed.name for passed in _walk_up(tensor)]
+
+
+def _walk_up(tensor: gs.Tensor) -> Iterator[gs.Tensor]:
+    yield tensor
+    while tensor.inputs and _moves(tensor.inputs[0]):
+        tensor = tensor.inputs[0].inputs[0]
+        yield tensor
+
+
+def _moves(node: gs.Node) -> bool:
+    if node.op == "Cast":  # of floats, as the float16 pass adds them; before it there are none
+        return node.inputs[0].dtype in (np.float32, np.float16)
+    return node.op in MOVERS and not node.domain
+
+
+def _unfused_branch(node: gs.Node, layers: Collection[gs.Node], graph: gs.Graph) -> int | None:
+    """Number of the branch of a residual add that no quantised convolution hosts; None for any other node."""
     if node.op != "Add" or any(_is_constant(tensor) for tensor in node.inputs):
         return None
     order = {id(layer): index for index, layer in enumerate(layers) if layer.op == "Conv"}
@@ -155,8 +222,7 @@ def _unfused_branch(node: gs.Node, layers: Collection[gs.Node], graph: gs.Graph)
     if not hosts:
         return None
     # Of two convolutions the later one hosts the add: the other's result is there when it starts.
-    branch: gs.Variable = node.inputs[1 - hosts[max(hosts)]]
-    return branch
+    return 1 - hosts[max(hosts)]
 
 
 def _last_before(tensor: gs.Tensor, weighted: Collection[int]) -> set[int]:

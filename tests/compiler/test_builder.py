@@ -14,7 +14,8 @@ import pytest
 from edge_mrcnn import device
 from edge_mrcnn.compiler import builder
 from edge_mrcnn.compiler.builder import BuildOptions, build_engine, parse_batch, resolve_target
-from edge_mrcnn.compiler.passes import PASSES, apply_passes
+from edge_mrcnn.compiler.passes import apply_passes, passes_of
+from edge_mrcnn.compiler.recipe import Recipe
 from edge_mrcnn.errors import EngineError, ExportError
 from edge_mrcnn.gpu import tensorrt_api
 from edge_mrcnn.ops import PLUGIN_ATTRIBUTES
@@ -131,7 +132,7 @@ def test_a_cache_that_cannot_be_written_costs_no_build(
 def test_a_precision_that_cannot_be_honoured_fails(
     rtx: None, tiny_path: Path, options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(builder, "run_passes", lambda model, precision: apply_passes(model, PASSES["fp32"]))
+    monkeypatch.setattr(builder, "run_passes", lambda model, recipe: apply_passes(model, passes_of(Recipe("fp32"))))
     with pytest.raises(EngineError, match=r"fp16 was asked for, but 12 weighted layers .*'float32': 12"):
         build_engine(tiny_path, options(precision="fp16"), tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
@@ -142,8 +143,8 @@ def test_a_custom_op_that_became_no_plugin_fails(
 ) -> None:
     """Where bodies are kept and the names of the plugins are not, the parser takes the bodies."""
 
-    def keep_bodies(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
-        changed = apply_passes(model, PASSES["fp32"][:-1])
+    def keep_bodies(model: onnx.ModelProto, recipe: Recipe) -> onnx.ModelProto:
+        changed = apply_passes(model, passes_of(Recipe("fp32"), keep_bodies=True))
         for node in changed.graph.node:
             for attribute in [a for a in node.attribute if a.name in PLUGIN_ATTRIBUTES]:
                 node.attribute.remove(attribute)

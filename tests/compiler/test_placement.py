@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import onnx
@@ -11,11 +12,11 @@ from onnx import parser
 
 from edge_mrcnn.compiler.placement import (
     measured_tensors,
-    ort_tensors,
+    ort_placement,
     quantisable_nodes,
     range_source,
     sensitive_nodes,
-    tensorrt_tensors,
+    tensorrt_inputs,
     weighted_nodes,
 )
 
@@ -42,8 +43,8 @@ residual (float[1, 2, 8, 8] x) => (float[1, 2, 4, 4] y, float[1, 2, 4, 4] z)
 """
 
 
-def names(tensors: tuple[gs.Tensor, ...]) -> list[str]:
-    return [tensor.name for tensor in tensors]
+def tensorrt_tensors(graph: gs.Graph, layers: Iterable[gs.Node]) -> list[str]:
+    return sorted({node.inputs[index].name for node, index in tensorrt_inputs(graph, list(layers))})
 
 
 @pytest.fixture
@@ -66,22 +67,25 @@ def test_a_product_of_two_activations_has_no_weights() -> None:
 def test_tensorrt_wants_what_layers_read_and_the_branch_that_is_not_fused(residual: gs.Graph) -> None:
     placed = tensorrt_tensors(residual, quantisable_nodes(residual))
     # The later convolution of the block hosts its add: `down`. The last add has no host, since j is read twice.
-    assert sorted(names(placed)) == ["c", "e", "f", "i", "x"]
+    assert placed == ["c", "e", "f", "i", "x"]
 
 
 def test_an_add_without_a_quantised_convolution_stays_as_it_is(residual: gs.Graph) -> None:
     first = [node for node in residual.nodes if node.name == "first"]
-    assert names(tensorrt_tensors(residual, first)) == ["c"]
+    assert tensorrt_tensors(residual, first) == ["c"]
 
 
 def test_the_earlier_convolution_hosts_an_add_where_the_later_is_kept(residual: gs.Graph) -> None:
     kept = [node for node in quantisable_nodes(residual) if node.name != "down"]
-    assert sorted(names(tensorrt_tensors(residual, kept))) == ["c", "e", "g", "i", "x"]
+    assert tensorrt_tensors(residual, kept) == ["c", "e", "g", "i", "x"]
 
 
 def test_integer_kernels_want_both_branches_and_what_comes_out(residual: gs.Graph) -> None:
-    placed = ort_tensors(residual, quantisable_nodes(residual))
-    assert sorted(names(placed)) == ["b", "e", "f", "g", "i", "j", "x", "y"]
+    placed = ort_placement(residual, quantisable_nodes(residual))
+    assert sorted(placed.ranges) == ["b", "c", "e", "f", "g", "i", "j", "x", "y"]
+    assert placed.ranges["c"] == "b", "what MaxPool picks from is read with the scale it was written with"
+    assert all(placed.ranges[name] == name for name in placed.ranges if name != "c")
+    assert [node.op for node in placed.nodes] == ["Conv", "Conv", "Conv", "Conv", "Add", "Conv", "Add"]
 
 
 def test_a_tensor_that_is_moved_on_has_its_sources_range(residual: gs.Graph) -> None:

@@ -1,12 +1,13 @@
 """The passes over the graph, each `(graph, spec) -> None` with one effect, and their order.
 
-INT8 (`insert_qdq`) will stand between the float16 pass and the removal of the function bodies.
+A pass that needs to know more, such as which layers to keep, gets it bound by `passes_of`. A pass that only makes the
+`ort` graph faster belongs at the end of `_ORT`.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
-from typing import Literal
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -16,54 +17,89 @@ from edge_mrcnn.compiler.passes.bind_plugins import bind_plugins
 from edge_mrcnn.compiler.passes.cast_to_fp16 import cast_to_fp16
 from edge_mrcnn.compiler.passes.fold_constants import fold_constants
 from edge_mrcnn.compiler.passes.infer_types import infer_types
+from edge_mrcnn.compiler.passes.insert_qdq import insert_qdq
+from edge_mrcnn.compiler.passes.insert_qdq_ort import insert_qdq_ort
 from edge_mrcnn.compiler.passes.remove_function_bodies import remove_function_bodies
+from edge_mrcnn.compiler.placement import check_keeps
+from edge_mrcnn.compiler.recipe import Recipe
 from edge_mrcnn.spec import ModelSpec
 
 Pass = Callable[[gs.Graph, ModelSpec], None]
-Precision = Literal["fp32", "fp16"]
 
-PASSES: dict[Precision, tuple[Pass, ...]] = {
-    "fp32": (infer_types, bind_plugins, fold_constants, remove_function_bodies),
-    "fp16": (infer_types, bind_plugins, fold_constants, cast_to_fp16, remove_function_bodies),
-}
-"""The passes for each precision, in order."""
+_FIRST: tuple[Pass, ...] = (infer_types, bind_plugins, fold_constants)
+
+_ORT: tuple[Pass, ...] = ()
+"""What follows on the Q/DQ nodes of dialect `ort`."""
 
 __all__ = [
-    "PASSES",
     "Pass",
-    "Precision",
     "apply_passes",
     "bind_plugins",
     "cast_to_fp16",
     "fold_constants",
     "infer_types",
+    "insert_qdq",
+    "insert_qdq_ort",
+    "passes_of",
     "remove_function_bodies",
     "run_passes",
 ]
 
 
-def run_passes(model: onnx.ModelProto, precision: Precision) -> onnx.ModelProto:
-    """From the exported model to the one TensorRT parses.
+def passes_of(recipe: Recipe, *, keep_bodies: bool = False) -> tuple[Pass, ...]:
+    """The passes that make a recipe true, in order.
+
+    Args:
+        recipe: What each layer is to compute in.
+        keep_bodies: Leave the function bodies of the custom ops in the graph, so that ONNX Runtime runs it; dialect
+            `ort` always does.
+
+    Raises:
+        ValueError: The dialect does not have the precision.
+    """
+    if recipe.dialect == "ort":
+        if recipe.precision == "fp16":
+            raise ValueError("precision fp16: ONNX Runtime computes float16 in float32 on a CPU; use fp32 or int8")
+        quantise: tuple[Pass, ...] = (_bind(insert_qdq_ort, recipe=recipe), *_ORT) if recipe.precision == "int8" else ()
+        return (*_FIRST, *quantise)
+    passes = list(_FIRST)
+    if recipe.precision != "fp32":
+        passes.append(_bind(cast_to_fp16, keep_fp32=recipe.keeps_fp32))
+    if recipe.precision == "int8":
+        passes.append(_bind(insert_qdq, recipe=recipe))
+    if not keep_bodies:
+        passes.append(remove_function_bodies)
+    return tuple(passes)
+
+
+def run_passes(model: onnx.ModelProto, recipe: Recipe, *, keep_bodies: bool = False) -> onnx.ModelProto:
+    """From the exported model to the one that TensorRT parses, or that ONNX Runtime runs with integers.
 
     Args:
         model: As `edge-mrcnn export` wrote it; it is not changed.
-        precision: What the network computes in, outside of the float32 islands.
+        recipe: What each layer is to compute in.
+        keep_bodies: As in `passes_of`.
 
     Raises:
+        CalibrationError: The recipe lacks a range, or all of them.
         ExportError: The model carries no spec, or its graph contradicts itself.
         PluginError: A custom op is not as its contract says.
-        EngineError: A weight does not fit float16.
+        EngineError: A weight does not fit its type.
+        ValueError: A layer to keep is not in the model, or the dialect does not have the precision.
     """
-    return apply_passes(model, PASSES[precision])
+    passes = passes_of(recipe, keep_bodies=keep_bodies)
+    check_keeps(model, recipe)
+    return apply_passes(model, passes)
 
 
 def apply_passes(model: onnx.ModelProto, passes: Iterable[Pass]) -> onnx.ModelProto:
     """Run the passes given over a copy of the model and check the custom ops of the result.
 
     Raises:
+        CalibrationError: A recipe lacks a range, or all of them.
         ExportError: The model carries no spec, or a pass refused it.
         PluginError: A custom op is not as its contract says.
-        EngineError: A weight does not fit float16.
+        EngineError: A weight does not fit its type.
     """
     spec = ModelSpec.from_metadata({entry.key: entry.value for entry in model.metadata_props})
     graph = gs.import_onnx(model)
@@ -74,3 +110,13 @@ def apply_passes(model: onnx.ModelProto, passes: Iterable[Pass]) -> onnx.ModelPr
     changed: onnx.ModelProto = gs.export_onnx(graph)
     changed.metadata_props.extend(model.metadata_props)
     return changed
+
+
+def _bind(change: Callable[..., None], **known: object) -> Pass:
+    """A pass with what it needs to know, under its own name."""
+
+    @functools.wraps(change)
+    def bound(graph: gs.Graph, spec: ModelSpec) -> None:
+        change(graph, spec, **known)
+
+    return bound

@@ -3,50 +3,56 @@
 Half precision starts at the weighted layers and at what the custom ops' contracts call `features`, and is handed on
 from input to output. So what comes before the first weighted layer (normalisation) and what the contracts type as
 float32 (image sizes, boxes, scores) stays float32 without being named. Which tensors of a standard node share a type
-is read from its ONNX schema.
+is read from its ONNX schema. Nodes kept in float32 by name hand float16 on all the same: one of them in a backbone must
+not turn all residual adds after it into float32.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
 from edge_mrcnn.compiler.passes.infer_types import infer_types
+from edge_mrcnn.compiler.placement import WEIGHTED
 from edge_mrcnn.errors import EngineError, ExportError
 from edge_mrcnn.ops import DOMAIN, OPS
 from edge_mrcnn.spec import ModelSpec
 
 _log = logging.getLogger(__name__)
 
-WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-"""Ops that compute in float16 whatever they are given: nearly all of the work and all of the large weights."""
-
 KEPT = frozenset({"Softmax", "LogSoftmax", "TopK", "NonMaxSuppression", "RoiAlign", "CumSum", "Exp", "Range"})
 """Ops that stay in float32: float16 loses ranking, sums of many terms and coordinates."""
+
+QDQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
+
+QDQ_OPSET = 19
+"""The first opset in which Q/DQ nodes take float16."""
 
 FLOAT32, FLOAT16 = np.dtype(np.float32), np.dtype(np.float16)
 LARGEST = float(np.finfo(np.float16).max)
 SMALLEST_NORMAL = float(np.finfo(np.float16).smallest_normal)
 
 
-def cast_to_fp16(graph: gs.Graph, spec: ModelSpec) -> None:
+def cast_to_fp16(graph: gs.Graph, spec: ModelSpec, keep_fp32: Callable[[str], bool] | None = None) -> None:
     """Compute in float16 except in the float32 islands; the network's inputs and outputs keep their types.
 
     Args:
         graph: Changed in place; every node has the types its ONNX schema or contract asks for, by casts where needed.
+            Q/DQ nodes that are there already get float16 scales, so that no cast parts them from their layers.
         spec: Names the model in errors.
+        keep_fp32: Whether the node of a name is to compute in float32; by default none is.
 
     Raises:
         EngineError: A weight is not a number, or larger than float16 can hold.
-        ExportError: The graph contradicts itself or has control flow.
+        ExportError: The graph contradicts itself, has control flow, or Q/DQ nodes of an opset without float16 scales.
     """
     if any(tensor.dtype is None for tensor in graph.tensors().values() if tensor.name):
         infer_types(graph, spec)
-    caster = _Caster(graph)
+    caster = _Caster(graph, keep_fp32 or (lambda name: False))
     for node in list(graph.nodes):
         caster.visit(node)
     caster.restore_outputs()
@@ -59,8 +65,10 @@ def cast_to_fp16(graph: gs.Graph, spec: ModelSpec) -> None:
 class _Caster:
     """Walks the graph once, in order, and keeps what it made: casts by tensor and type, float16 weights by name."""
 
-    def __init__(self, graph: gs.Graph) -> None:
+    def __init__(self, graph: gs.Graph, keep_fp32: Callable[[str], bool]) -> None:
         self.graph, self.nodes = graph, list[gs.Node]()
+        self._kept = keep_fp32
+        self._half_on_request = set[str]()  # float32 results of kept nodes, which whatever is not kept takes as float16
         self.subnormal, self.weights = 0, 0
         self._names = set(graph.tensors())
         self._made: dict[tuple[str, np.dtype], gs.Tensor] = {}
@@ -77,12 +85,15 @@ class _Caster:
 
     def _visit_custom(self, node: gs.Node) -> None:
         op = OPS[node.op]
-        types: dict[str, np.dtype] = {"features": FLOAT16, "float32": FLOAT32}
+        kept = self._kept(node.name)
+        types: dict[str, np.dtype] = {"features": FLOAT32 if kept else FLOAT16, "float32": FLOAT32}
         for index, spec in enumerate(op.expand_inputs(op.levels(len(node.inputs)))):
             if spec.dtype in types:
                 self._cast_input(node, index, types[spec.dtype])
         for spec, tensor in zip(op.outputs, node.outputs, strict=True):
             tensor.dtype = types.get(spec.dtype, tensor.dtype)
+            if kept and spec.dtype == "features":
+                self._half_on_request.add(tensor.name)
 
     def _visit_standard(self, node: gs.Node) -> None:
         schema = _schema(node, self.graph.opset)
@@ -91,13 +102,53 @@ class _Caster:
         halves = {c.type_param_str for c in schema.type_constraints if "tensor(float16)" in c.allowed_type_strs}
         for variable in dict.fromkeys(inputs):
             at = [i for i, name in enumerate(inputs) if name == variable and node.inputs[i].dtype in (FLOAT32, FLOAT16)]
-            dtype = _choose(node, at, variable in halves)
+            dtype = self._choose(node, at, variable in halves)
             if dtype is None:
                 continue
+            results = [t for t, name in zip(node.outputs, outputs, strict=True) if name == variable]
+            if dtype == FLOAT16 and self._kept(node.name):
+                dtype = FLOAT32
+                self._half_on_request.update(tensor.name for tensor in results)
+            if dtype == FLOAT16 and node.op in QDQ:
+                _fit_scale(node)
             for index in at:
                 self._cast_input(node, index, dtype)
-            for tensor in (t for t, name in zip(node.outputs, outputs, strict=True) if name == variable):
+            for tensor in results:
                 tensor.dtype = dtype
+        if node.op == "DequantizeLinear":  # from opset 23 on, its schema leaves the type of its result open
+            node.outputs[0].dtype = node.inputs[1].dtype
+
+    def _choose(self, node: gs.Node, at: Sequence[int], can_be_half: bool) -> np.dtype | None:
+        """Type for the inputs `at` of a node, which share one, or None where only constants say nothing about it."""
+        if not at:
+            return None
+        if node.op in QDQ:
+            return FLOAT16 if self._meets_half(node) else FLOAT32
+        if can_be_half and node.op in WEIGHTED and 0 in at:
+            return FLOAT16
+        found = {self._offered(node.inputs[i]) for i in at if not isinstance(node.inputs[i], gs.Constant)}
+        if not found:
+            return None
+        # What mixes both types is computed in the wider one, so that precision is never lost unasked.
+        return FLOAT16 if can_be_half and node.op not in KEPT and found == {FLOAT16} else FLOAT32
+
+    def _offered(self, tensor: gs.Tensor) -> np.dtype:
+        half: np.dtype = FLOAT16 if tensor.name in self._half_on_request else tensor.dtype
+        return half
+
+    def _meets_half(self, node: gs.Node) -> bool:
+        """Whether what a Q/DQ node stands for is read in float16: by anything that stays in float32 neither way."""
+        readers = [reader for tensor in node.outputs for reader in tensor.outputs]
+        if node.op == "QuantizeLinear":
+            return any(self._meets_half(reader) for reader in readers if reader.op == "DequantizeLinear")
+        meets = any(reader.op not in KEPT and not self._kept(reader.name) for reader in readers)
+        if meets and self.graph.opset < QDQ_OPSET:
+            raise ExportError(
+                f"node {node.name!r} ({node.op}) is of opset {self.graph.opset}, float16 scales come with {QDQ_OPSET}: "
+                f"quantise a model of opset {QDQ_OPSET} or later, as edge-mrcnn export writes it, or build it with "
+                "--precision fp32"
+            )
+        return meets
 
     def _cast_input(self, node: gs.Node, index: int, dtype: np.dtype) -> None:
         tensor = node.inputs[index]
@@ -165,17 +216,21 @@ def _cast_node(source: gs.Variable, result: gs.Variable) -> gs.Node:
     return gs.Node("Cast", f"cast_{result.name}", {"to": int(to)}, [source], [result])
 
 
-def _choose(node: gs.Node, at: Sequence[int], can_be_half: bool) -> np.dtype | None:
-    """Type for the inputs `at` of a node, which share one, or None where only constants say nothing about it."""
-    if not at:
-        return None
-    found = {node.inputs[i].dtype for i in at if not isinstance(node.inputs[i], gs.Constant)}
-    if can_be_half and node.op in WEIGHTED and 0 in at:
-        return FLOAT16
-    if not found:
-        return None
-    # What mixes both types is computed in the wider one, so that precision is never lost unasked.
-    return FLOAT16 if can_be_half and node.op not in KEPT and found == {FLOAT16} else FLOAT32
+def _fit_scale(node: gs.Node) -> None:
+    """Raise scales of a Q/DQ node that float16 would hold as subnormal numbers; its weights are rounded anew."""
+    scale = node.inputs[1]
+    if not isinstance(scale, gs.Constant) or np.asarray(scale.values).min() >= SMALLEST_NORMAL:
+        return
+    before = np.asarray(scale.values, np.float32)
+    after = np.maximum(before, np.float32(SMALLEST_NORMAL))
+    node.inputs[1] = gs.Constant(f"{node.name or node.outputs[0].name}_scale_fitted", after)
+    if isinstance(node.inputs[0], gs.Constant):
+        codes = np.asarray(node.inputs[0].values)
+        shape = np.ones(codes.ndim, int)
+        if before.ndim:
+            shape[node.attrs.get("axis", 1)] = -1
+        rounded = np.rint(codes * (before / after).reshape(shape) if before.ndim else codes * (before / after))
+        node.inputs[0] = gs.Constant(f"{node.name or node.outputs[0].name}_fitted", rounded.astype(codes.dtype))
 
 
 def _type_variables(formal: Sequence[onnx.defs.OpSchema.FormalParameter], count: int) -> list[str]:

@@ -9,7 +9,8 @@ import onnx
 import onnxruntime
 import pytest
 
-from edge_mrcnn.compiler.passes import PASSES, apply_passes
+from edge_mrcnn.compiler.passes import run_passes
+from edge_mrcnn.compiler.recipe import Recipe
 
 TABLETOP = Path(__file__).parents[3] / "samples" / "tabletop"
 
@@ -25,7 +26,7 @@ def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def test_float16_sees_the_same() -> None:
     cv2 = pytest.importorskip("cv2", reason="OpenCV, which reads the pictures, is not installed")
     model = onnx.load(TABLETOP / "model.onnx")
-    half = apply_passes(model, PASSES["fp16"][:-1])
+    half = run_passes(model, Recipe("fp16"), keep_bodies=True)
     sessions = [onnxruntime.InferenceSession(m.SerializeToString()) for m in (model, half)]
     height, width = (dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim[1:3])
     found = matched = 0

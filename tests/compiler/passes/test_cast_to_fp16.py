@@ -9,7 +9,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, parser
 
-from edge_mrcnn.compiler.passes import PASSES, apply_passes, cast_to_fp16
+from edge_mrcnn.compiler.passes import cast_to_fp16, run_passes
+from edge_mrcnn.compiler.recipe import Recipe
 from edge_mrcnn.errors import EngineError, ExportError
 from edge_mrcnn.ops import DOMAIN, OPS
 from tests.compiler.tiny_model import SPEC, feeds
@@ -149,7 +150,7 @@ def test_an_op_without_schema_is_refused() -> None:
 @pytest.fixture
 def half(tiny: onnx.ModelProto) -> onnx.ModelProto:
     """The tiny network in float16, function bodies kept."""
-    return apply_passes(tiny, PASSES["fp16"][:-1])
+    return run_passes(tiny, Recipe("fp16"), keep_bodies=True)
 
 
 def test_the_float32_islands_of_the_contracts(half: onnx.ModelProto) -> None:

@@ -1,0 +1,120 @@
+"""INT8 as the integer kernels of ONNX Runtime on a CPU take it: Q/DQ nodes in the float32 graph.
+
+TensorRT's placement is slower than float32 there. These kernels want uint8 activations with a zero point, a bias in
+int32 whose scale is that of the product, and codes on both sides: whatever goes into a layer and whatever comes out.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import onnx_graphsurgeon as gs
+
+from edge_mrcnn.compiler.passes.qdq_nodes import (
+    QdqWriter,
+    Scale,
+    affine_scale,
+    channel_axis,
+    has_qdq,
+    layers_to_quantise,
+    require_ranges,
+)
+from edge_mrcnn.compiler.placement import WEIGHTED, activated, ort_placement
+from edge_mrcnn.compiler.recipe import Recipe
+from edge_mrcnn.spec import ModelSpec
+
+_log = logging.getLogger(__name__)
+
+LARGEST_BIAS = 1 << 30
+"""Largest code of a bias: half of int32, which leaves the other half to the sum of the products."""
+
+TOLERANCE = 1e-6
+"""By how much of itself a scale in float32 may exceed the end of a Clip by rounding."""
+
+
+def insert_qdq_ort(graph: gs.Graph, spec: ModelSpec, recipe: Recipe) -> None:
+    """Quantise what has an integer kernel and is neither sensitive nor kept; a model with Q/DQ nodes stays as it is.
+
+    Args:
+        graph: In float32, sorted; changed in place.
+        spec: Names the model in errors.
+        recipe: Ranges, and what to keep.
+
+    Raises:
+        CalibrationError: There are no ranges, or a tensor has none.
+        EngineError: A weight is not a finite number, or no constant.
+    """
+    if has_qdq(graph):
+        _log.info("%s brings its own Q/DQ nodes: they are left as they are, and no ranges are used", spec.name)
+        return
+    ranges = require_ranges(recipe, spec)
+    placement = ort_placement(graph, layers_to_quantise(graph, recipe))
+    scales = {name: affine_scale(*ranges.affine(source)) for name, source in placement.ranges.items()}
+    for node in placement.nodes:
+        _drop_activation(node, graph, scales)
+    layers = [node for node in placement.nodes if node.op in WEIGHTED]
+    writer = QdqWriter(graph)
+    _quantise_weights(layers, scales, writer)
+    for name, tensor in [(name, tensor) for name, tensor in graph.tensors().items() if name in scales]:
+        _quantise_activation(tensor, scales[name], writer)
+    writer.finish()
+
+
+def _drop_activation(node: gs.Node, graph: gs.Graph, scales: Mapping[str, Scale]) -> None:
+    """Leave out a Relu or Clip that does nothing that rounding to uint8 does not do by itself."""
+    result = activated(node.outputs[0], graph)
+    if result is node.outputs[0] or result.name not in scales:
+        return
+    activation, scale = result.inputs[0], scales[result.name]
+    low, high = _bounds(activation)
+    if low <= scale.low and scale.high <= high * (1 + TOLERANCE):
+        activation.outputs.clear()
+        node.outputs[0] = result
+
+
+def _bounds(activation: gs.Node) -> tuple[float, float]:
+    """The interval that a Relu or Clip leaves."""
+    bounds = [0.0 if activation.op == "Relu" else -np.inf, np.inf]
+    for index, bound in enumerate(activation.inputs[1:]):
+        if isinstance(bound, gs.Constant):
+            bounds[index] = float(bound.values)
+    return bounds[0], bounds[1]
+
+
+def _quantise_activation(tensor: gs.Variable, scale: Scale, writer: QdqWriter) -> None:
+    """Let all that read a tensor read it rounded, and what only asks for its shape not even that."""
+    readers = list(tensor.outputs)
+    codes, rounded = writer.quantise(tensor, scale)
+    for reader in readers:
+        reader.inputs = [
+            (codes if reader.op == "Shape" else rounded) if given is tensor else given for given in reader.inputs
+        ]
+
+
+def _quantise_weights(layers: list[gs.Node], scales: Mapping[str, Scale], writer: QdqWriter) -> None:
+    """Weights to int8 and biases to int32; layers that share a weight share its codes, not its bias's scale."""
+    least: dict[str, npt.NDArray[np.float64]] = {}
+    for node in layers:
+        # A channel of tiny weights beside a large bias gets a coarser scale, or its bias would not fit int32.
+        wanted = np.abs(_bias(node)) / (float(scales[node.inputs[0].name].scale) * LARGEST_BIAS)
+        name = node.inputs[1].name
+        least[name] = np.maximum(least.get(name, 0.0), wanted)
+    for node in layers:
+        weight = writer.quantise_weight(node.inputs[1], channel_axis(node), least[node.inputs[1].name])
+        node.inputs[1] = weight.dequantised
+        if len(node.inputs) > 2 and not node.inputs[2].is_empty():
+            scale = (scales[node.inputs[0].name].scale * weight.scale).astype(np.float32)
+            codes = np.rint(_bias(node) / scale).astype(np.int32)
+            codes, scale = np.broadcast_arrays(codes.reshape(-1), scale)
+            node.inputs[2] = writer.dequantise(node.inputs[2], codes.copy(), scale.copy(), axis=0)
+
+
+def _bias(node: gs.Node) -> npt.NDArray[np.float64]:
+    """A layer's bias, 0 where it has none."""
+    if len(node.inputs) < 3 or node.inputs[2].is_empty():
+        return np.zeros(1)
+    values: npt.NDArray[np.float64] = np.asarray(node.inputs[2].values, np.float64).reshape(-1)
+    return values
