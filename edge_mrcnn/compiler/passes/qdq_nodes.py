@@ -113,7 +113,7 @@ class QdqWriter:
 
     def __init__(self, graph: gs.Graph) -> None:
         self.graph = graph
-        self._names = set(graph.tensors())
+        self._names = {*graph.tensors(), *(node.name for node in graph.nodes)}
         self._pairs: dict[str, tuple[gs.Variable, gs.Variable]] = {}
         self._weights: dict[str, QuantisedWeight] = {}
 
@@ -121,13 +121,14 @@ class QdqWriter:
         """The codes of an activation, and the activation as it is after rounding; nobody reads them yet."""
         if tensor.name not in self._pairs:
             parameters = [
-                gs.Constant(self._name(tensor, "scale"), np.asarray(scale.scale)),
-                gs.Constant(self._name(tensor, "zero_point"), np.asarray(scale.zero_point)),
+                gs.Constant(self._name(f"{tensor.name}_scale"), np.asarray(scale.scale)),
+                gs.Constant(self._name(f"{tensor.name}_zero_point"), np.asarray(scale.zero_point)),
             ]
-            codes = gs.Variable(self._name(tensor, scale.zero_point.dtype.name), scale.zero_point.dtype, tensor.shape)
-            rounded = gs.Variable(self._name(tensor, "rounded"), scale.scale.dtype, tensor.shape)
-            self._add("QuantizeLinear", f"quantize_{tensor.name}", [tensor, *parameters], codes)
-            self._add("DequantizeLinear", f"dequantize_{tensor.name}", [codes, *parameters], rounded)
+            code_type = scale.zero_point.dtype
+            codes = gs.Variable(self._name(f"{tensor.name}_{code_type.name}"), code_type, tensor.shape)
+            rounded = gs.Variable(self._name(f"{tensor.name}_rounded"), scale.scale.dtype, tensor.shape)
+            self._add("QuantizeLinear", tensor, [tensor, *parameters], codes)
+            self._add("DequantizeLinear", tensor, [codes, *parameters], rounded)
             self._pairs[tensor.name] = codes, rounded
         return self._pairs[tensor.name]
 
@@ -160,12 +161,12 @@ class QdqWriter:
     ) -> gs.Variable:
         """A constant in place of another: codes, zero point 0, and the node that dequantises them."""
         inputs = [
-            gs.Constant(self._name(tensor, codes.dtype.name), codes),
-            gs.Constant(self._name(tensor, "scale"), scale),
-            gs.Constant(self._name(tensor, "zero_point"), np.zeros(scale.shape, codes.dtype)),
+            gs.Constant(self._name(f"{tensor.name}_{codes.dtype.name}"), codes),
+            gs.Constant(self._name(f"{tensor.name}_scale"), scale),
+            gs.Constant(self._name(f"{tensor.name}_zero_point"), np.zeros(scale.shape, codes.dtype)),
         ]
-        result = gs.Variable(self._name(tensor, "rounded"), scale.dtype, codes.shape)
-        self._add("DequantizeLinear", f"dequantize_{tensor.name}", inputs, result, axis)
+        result = gs.Variable(self._name(f"{tensor.name}_rounded"), scale.dtype, codes.shape)
+        self._add("DequantizeLinear", tensor, inputs, result, axis)
         return result
 
     def finish(self) -> None:
@@ -173,13 +174,14 @@ class QdqWriter:
         self.graph.cleanup(recurse_subgraphs=False, recurse_functions=False).toposort(recurse_functions=False)
 
     def _add(
-        self, op: str, name: str, inputs: Sequence[gs.Tensor], result: gs.Variable, axis: int | None = None
+        self, op: str, of: gs.Tensor, inputs: Sequence[gs.Tensor], result: gs.Variable, axis: int | None = None
     ) -> None:
+        name = self._name(f"{'quantize' if op == 'QuantizeLinear' else 'dequantize'}_{of.name}")
         attributes = {} if axis is None else {"axis": axis}
         self.graph.nodes.append(gs.Node(op, name, attributes, list(inputs), [result]))
 
-    def _name(self, tensor: gs.Tensor, suffix: str) -> str:
-        name = f"{tensor.name}_{suffix}"
+    def _name(self, name: str) -> str:
+        """The name, lengthened where a tensor or node has it already."""
         while name in self._names:
             name += "_"
         self._names.add(name)
