@@ -101,7 +101,7 @@ def _quantise_weights(layers: list[gs.Node], scales: Mapping[str, Scale], writer
         # A channel of tiny weights beside a large bias gets a coarser scale, or its bias would not fit int32.
         wanted = np.abs(_bias(node)) / (float(scales[node.inputs[0].name].scale) * LARGEST_BIAS)
         name = node.inputs[1].name
-        least[name] = np.maximum(least.get(name, 0.0), wanted)
+        least[name] = np.maximum(least.get(name, np.zeros(1)), wanted)
     for node in layers:
         weight = writer.quantise_weight(node.inputs[1], channel_axis(node), least[node.inputs[1].name])
         node.inputs[1] = weight.dequantised

@@ -20,6 +20,9 @@ QDQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
 STEPS = 127
 """Steps of int8 on each side of 0; -128 is not used, so that both sides are alike."""
 
+MATRIX = 2
+"""Rank of the weight of a Gemm or MatMul."""
+
 _LEAST_SCALE = {np.dtype(np.float16): float(np.finfo(np.float16).smallest_normal), np.dtype(np.float32): 1e-12}
 """By type: below it a float16 scale would be subnormal, and a float32 one only says that a tensor is all zero."""
 
@@ -115,7 +118,7 @@ class QdqWriter:
         self.graph = graph
         self._names = {*graph.tensors(), *(node.name for node in graph.nodes)}
         self._pairs: dict[str, tuple[gs.Variable, gs.Variable]] = {}
-        self._weights: dict[str, QuantisedWeight] = {}
+        self._weights: dict[tuple[str, int | None], QuantisedWeight] = {}
 
     def quantise(self, tensor: gs.Variable, scale: Scale) -> tuple[gs.Variable, gs.Variable]:
         """The codes of an activation, and the activation as it is after rounding; nobody reads them yet."""
@@ -145,7 +148,8 @@ class QdqWriter:
         Raises:
             EngineError: It is computed while the network runs, or holds what is no finite number.
         """
-        if tensor.name not in self._weights:
+        key = (tensor.name, axis)
+        if key not in self._weights:
             values = _finite_values(tensor)
             rest = tuple(k for k in range(values.ndim) if k != axis)
             largest = np.abs(values).max(axis=rest, initial=0.0)
@@ -153,18 +157,19 @@ class QdqWriter:
             scale = np.maximum(np.maximum(largest / STEPS, floor), least).astype(tensor.dtype)
             divisor = scale.astype(np.float32) if axis is None else np.expand_dims(scale.astype(np.float32), rest)
             codes = np.clip(np.rint(values / divisor), -STEPS, STEPS).astype(np.int8)
-            self._weights[tensor.name] = QuantisedWeight(self.dequantise(tensor, codes, scale, axis), scale)
-        return self._weights[tensor.name]
+            self._weights[key] = QuantisedWeight(self.dequantise(tensor, codes, scale, axis), scale)
+        return self._weights[key]
 
     def dequantise(
         self, tensor: gs.Tensor, codes: npt.NDArray[np.integer], scale: npt.NDArray[np.floating], axis: int | None
     ) -> gs.Variable:
-        """A constant in place of another: codes, zero point 0, and the node that dequantises them."""
+        """A constant in place of another: codes, their scale, zero point 0, and the node that dequantises them."""
         inputs = [
             gs.Constant(self._name(f"{tensor.name}_{codes.dtype.name}"), codes),
             gs.Constant(self._name(f"{tensor.name}_scale"), scale),
-            gs.Constant(self._name(f"{tensor.name}_zero_point"), np.zeros(scale.shape, codes.dtype)),
         ]
+        if codes.ndim == MATRIX:  # left out it is 0 as well, but then ONNX Runtime makes no integer Gemm of it
+            inputs.append(gs.Constant(self._name(f"{tensor.name}_zero_point"), np.zeros(scale.shape, codes.dtype)))
         result = gs.Variable(self._name(f"{tensor.name}_rounded"), scale.dtype, codes.shape)
         self._add("DequantizeLinear", tensor, inputs, result, axis)
         return result
