@@ -11,7 +11,18 @@ import pytest
 
 from edge_mrcnn import ops, sidecar
 from edge_mrcnn.errors import EngineError
-from edge_mrcnn.sidecar import EngineSidecar, LayerInfo, TensorInfo, hash_file, plugins_hash, sidecar_path
+from edge_mrcnn.sidecar import (
+    EngineSidecar,
+    LayerInfo,
+    PrecisionShare,
+    RecipeRecord,
+    TensorInfo,
+    hash_file,
+    int8_share,
+    plugins_hash,
+    sidecar_path,
+    tabulate,
+)
 from edge_mrcnn.spec import ModelSpec
 
 SPEC = ModelSpec("tiny", (64, 96), ("__background__", "cup"), ops={"detection_nms": {"background": "first"}})
@@ -48,7 +59,18 @@ def engine(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("fields", [{}, {"device": "Orin", "capability": "sm_87"}])
+TABLE = tabulate([("int8", 96), ("float16", 4)])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"device": "Orin", "capability": "sm_87"},
+        {"recipe": RecipeRecord("5" * 64, "mse", 128, ("a", "b"), ("c",)), "requested": TABLE, "realised": TABLE},
+        {"layers": (LayerInfo("conv", "CONVOLUTION", "int8", "float16", 12345),)},
+    ],
+)
 def test_it_survives_json(fields: dict[str, Any]) -> None:
     original = make_sidecar(**fields)
     assert EngineSidecar.from_json(original.to_json()) == original
@@ -98,6 +120,12 @@ DAMAGED = [
     (change(inputs=[{"name": "x"}]), "is damaged"),
     (change(layers=[{"name": "x", "unknown": 1}]), "is damaged"),
     (change(layers=5), "is damaged"),
+    (without("recipe"), "is damaged .*recipe"),
+    (change(recipe={}), "is damaged .*ranges_sha256"),
+    (change(recipe=dataclasses.asdict(RecipeRecord()) | {"keep_fp16": "a"}), "is damaged .*keep_fp16"),
+    (change(recipe=dataclasses.asdict(RecipeRecord()) | {"pictures": "9"}), "is damaged .*pictures"),
+    (change(requested=[{"precision": "int8"}]), "is damaged .*layers"),
+    (change(realised=[{"precision": "int8", "layers": 1, "macs": 0.5, "share": 1.0}]), "is damaged .*macs"),
 ]
 
 
@@ -120,6 +148,17 @@ def test_the_plugins_hash_follows_the_contract(monkeypatch: pytest.MonkeyPatch) 
     name, op = next(iter(ops.OPS.items()))
     monkeypatch.setattr(sidecar, "OPS", {**ops.OPS, name: dataclasses.replace(op, attributes=op.attributes[1:])})
     assert plugins_hash() != before
+
+
+def test_work_by_precision() -> None:
+    table = tabulate([("float16", 10), ("int8", 60), ("float32", 0), ("int8", 30)])
+    assert table == (
+        PrecisionShare("int8", 2, 90, 0.9),
+        PrecisionShare("float16", 1, 10, 0.1),
+        PrecisionShare("float32", 1, 0, 0.0),
+    )
+    assert [int8_share(rows) for rows in (table, table[1:], ())] == [0.9, 0.0, 0.0]
+    assert tabulate([("int8", 0)]) == (PrecisionShare("int8", 1, 0, 0.0),)
 
 
 def test_it_takes_the_standard_library_only() -> None:

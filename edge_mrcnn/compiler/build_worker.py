@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from edge_mrcnn import device
+from edge_mrcnn.compiler.realised import read_realised
 from edge_mrcnn.errors import EdgeMrcnnError, EngineError, PluginError
 from edge_mrcnn.gpu import plugins, tensorrt_api
 from edge_mrcnn.gpu.target import parse_target
@@ -25,6 +26,9 @@ from edge_mrcnn.sidecar import LayerInfo, TensorInfo
 PLUGIN_LAYER = "PLUGIN_V3"
 
 WEIGHTED_LAYERS = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY")
+
+RESHAPES = ("SHUFFLE", "SQUEEZE", "UNSQUEEZE")
+"""What TensorRT fuses a dequantisation across."""
 
 MIB = 1 << 20
 
@@ -39,11 +43,12 @@ class Job:
         onnx: The model to parse, passes done.
         engine: File to write; it exists already and is empty.
         target: As `parse_target` reads it.
-        precision: `fp32` or `fp16`.
+        precision: `fp32`, `fp16` or `int8`, as it was asked for.
         batch: Smallest, optimal and largest.
         workspace: Up to 1 a fraction of the GPU's free memory, above it MiB.
         input_hw: Canvas `(H, W)`, for inputs whose sides the model leaves open.
         plugins: Number of nodes of each custom op.
+        weighted: Precision that the model asks for, by name of each node with weights.
     """
 
     onnx: str
@@ -54,6 +59,7 @@ class Job:
     workspace: float
     input_hw: tuple[int, int]
     plugins: dict[str, int]
+    weighted: dict[str, str]
 
 
 class Reporter:
@@ -109,6 +115,7 @@ def build(job: Job, report: Reporter) -> dict[str, Any]:
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise EngineError("TensorRT could not build the engine")
+    realised = read_realised(_inspect(api, logger, plan), job.weighted) if target.current else None
     size, digest = _write(plan, Path(job.engine))
     tensors = {
         "inputs": [_describe(network.get_input(i)) for i in range(network.num_inputs)],
@@ -118,6 +125,7 @@ def build(job: Job, report: Reporter) -> dict[str, Any]:
     return {
         "tensorrt": api.version,
         "layers": [dataclasses.asdict(layer) for layer in layers],
+        "realised": realised,
         **{side: [dataclasses.asdict(tensor) for tensor in found] for side, found in tensors.items()},
         "size": size,
         "sha256": digest,
@@ -126,16 +134,21 @@ def build(job: Job, report: Reporter) -> dict[str, Any]:
 
 
 def list_layers(network: Any) -> list[LayerInfo]:
-    """The layers of a parsed network with the type each computes in."""
-    layers = (network.get_layer(index) for index in range(network.num_layers))
-    return [LayerInfo(layer.name, layer.type.name, _dtype_name(_typical_tensor(layer).dtype)) for layer in layers]
+    """The layers of a parsed network with the type each computes in.
+
+    The network is typed as if 8-bit numbers were never multiplied: what goes into a layer has been dequantised.
+    TensorRT fuses that into the layer, so one whose operands both come from DEQUANTIZE computes in int8.
+    """
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    dequantised = _find_dequantised(layers)
+    return [LayerInfo(layer.name, layer.type.name, _requested(layer, dequantised)) for layer in layers]
 
 
 def check_layers(layers: list[LayerInfo], job: Job) -> None:
     """Check that every custom op became a plugin and that the weighted layers have the precision asked for.
 
     Raises:
-        EngineError: A weighted layer has another type.
+        EngineError: A weighted layer has another type, or is not there.
         PluginError: There are fewer plugin layers than custom ops.
     """
     found = sum(layer.type == PLUGIN_LAYER for layer in layers)
@@ -145,14 +158,56 @@ def check_layers(layers: list[LayerInfo], job: Job) -> None:
             f"the model has {wanted}, TensorRT made {found} plugin layers of them; its parser took something else for "
             "them: look for function bodies or plugins of the same name"
         )
-    wanted_type = {"fp32": "float32", "fp16": "float16"}[job.precision]
-    wrong = [layer for layer in layers if layer.type in WEIGHTED_LAYERS and layer.requested != wanted_type]
+    weighted = [layer for layer in layers if layer.type in WEIGHTED_LAYERS]
+    wrong = [layer for layer in weighted if layer.requested != job.weighted.get(layer.name, layer.requested)]
     if wrong:
         counts = Counter(layer.requested for layer in wrong)
+        names = ", ".join(f"{layer.name!r} ({job.weighted[layer.name]})" for layer in wrong[:3])
         raise EngineError(
-            f"{job.precision} was asked for, but {len(wrong)} weighted layers have another type ({dict(counts)}), the "
-            f"first is {wrong[0].name!r}; nothing is built rather than something else"
+            f"{job.precision} was asked for, but TensorRT's parser makes {len(wrong)} weighted layers of another type "
+            f"({dict(counts)}): {names}{', ...' if len(wrong) > 3 else ''}; nothing is built rather than something else"
         )
+    # Counted too, as a layer's name is TensorRT's to change.
+    missing = Counter(job.weighted.values()) - Counter(layer.requested for layer in weighted)
+    if missing:
+        raise EngineError(
+            f"{job.precision} was asked for, but of the weighted layers TensorRT's parser made {dict(missing)} too "
+            "few; nothing is built rather than something else"
+        )
+
+
+def _find_dequantised(layers: list[Any]) -> set[str]:
+    """Names of the tensors that come from 8-bit ones, as they are or in another shape."""
+    found: set[str] = set()
+    for layer in layers:
+        kind = layer.type.name
+        if (kind == "DEQUANTIZE" and layer.get_input(0).dtype.name == "INT8") or (
+            kind in RESHAPES and layer.get_input(0).name in found
+        ):
+            found.add(layer.get_output(0).name)
+    return found
+
+
+def _requested(layer: Any, dequantised: set[str]) -> str:
+    if layer.type.name in WEIGHTED_LAYERS and layer.num_inputs > 1:
+        operands = [layer.get_input(index) for index in range(2)]
+        if all(tensor is not None and tensor.name in dequantised for tensor in operands):
+            return "int8"
+    return _dtype_name(_typical_tensor(layer).dtype)
+
+
+def _inspect(api: tensorrt_api.TensorRtApi, logger: Any, plan: Any) -> str:
+    """What the engine inspector says of an engine for this machine's GPU, as JSON.
+
+    Raises:
+        EngineError: The engine that was just built cannot be loaded.
+    """
+    runtime = api.module.Runtime(logger)
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        raise EngineError("TensorRT cannot load the engine that it has just built, so its precision cannot be told")
+    inspector = engine.create_engine_inspector()
+    return str(inspector.get_engine_information(api.module.LayerInformationFormat.JSON))
 
 
 def _parse(api: tensorrt_api.TensorRtApi, network: Any, logger: Any, path: str) -> None:

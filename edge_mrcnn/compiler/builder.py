@@ -18,115 +18,61 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 import edge_mrcnn
 from edge_mrcnn import device
-from edge_mrcnn.compiler.build_worker import Job
+from edge_mrcnn.compiler.build_options import BuildOptions, BuildResult, parse_batch
+from edge_mrcnn.compiler.build_worker import WEIGHTED_LAYERS, Job
+from edge_mrcnn.compiler.cpu_model import build_cpu_model
 from edge_mrcnn.compiler.engine_files import EngineCache, default_cache_folder, publish, unfinished
-from edge_mrcnn.compiler.passes import PASSES, Precision, run_passes
+from edge_mrcnn.compiler.precision import LayerPrecision, requested_table
+from edge_mrcnn.compiler.preparation import load_model, prepare_model
+from edge_mrcnn.compiler.realised import UNKNOWN, check_realised, find_wider
 from edge_mrcnn.compiler.worker_process import run_worker
-from edge_mrcnn.errors import EngineError, ExportError
+from edge_mrcnn.errors import EngineError
 from edge_mrcnn.gpu import tensorrt_api
-from edge_mrcnn.gpu.target import CURRENT, Flavour, Target, parse_target
+from edge_mrcnn.gpu.target import CPU, CURRENT, Flavour, Target, parse_target
 from edge_mrcnn.ops import DOMAIN
-from edge_mrcnn.sidecar import EngineSidecar, LayerInfo, TensorInfo, hash_file, plugins_hash, sidecar_path
+from edge_mrcnn.sidecar import (
+    EngineSidecar,
+    LayerInfo,
+    PrecisionShare,
+    RecipeRecord,
+    TensorInfo,
+    plugins_hash,
+    tabulate,
+)
 from edge_mrcnn.spec import ModelSpec
+
+__all__ = ["BuildOptions", "BuildResult", "build_engine", "load_model", "parse_batch", "resolve_target"]
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class BuildOptions:
-    """How to build an engine."""
-
-    precision: Precision = "fp16"
-    """What the network computes in; boxes, top-k, softmax and NMS are float32 either way. int8 comes in a later
-    version."""
-
-    target: str | None = None
-    """TensorRT and GPUs to build for: `rtx` (any RTX GPU from Ampere on), `rtx:sm_86,sm_89`, `rtx:current`, `tensorrt`
-    (the full one, for this machine's GPU) or `current`. By default what this machine can do: `tensorrt` where it and a
-    GPU are there, else `rtx`."""
-
-    batch: str | tuple[int, int, int] = "1,1,4"
-    """Smallest, optimal and largest batch, such as `1,1,4`; `1..4` is the same, `2` is a fixed batch of 2."""
-
-    workspace: float = 0.5
-    """Memory TensorRT may use beside the weights: up to 1 a fraction of the GPU's free memory, above 1 MiB."""
-
-    timeout_s: float = 3600.0
-    """Longest time the build may take, in seconds."""
-
-    cache_dir: Path | None = None
-    """Folder that keeps engines built before; by default `edge_mrcnn/engines` in the user's cache folder."""
-
-    cache_limit_gib: float = 4.0
-    """The cache drops the engines not used for longest beyond this size; 0 keeps none."""
-
-    force: bool = False
-    """Build even where the same engine is there already."""
-
-    def __post_init__(self) -> None:
-        """Check what can be checked without a model.
-
-        Raises:
-            ValueError: An option has a value it cannot have.
-        """
-        if self.precision not in PASSES:
-            later = "int8 comes in a later version, " if str(self.precision) == "int8" else ""
-            raise ValueError(f"precision {self.precision!r}: {later}one of {', '.join(PASSES)} is expected")
-        if self.target not in (None, CURRENT):
-            parse_target(str(self.target))
-        parse_batch(self.batch)
-        for name in ("workspace", "timeout_s"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        if not self.cache_limit_gib >= 0:
-            raise ValueError(f"cache_limit_gib must be 0 or more, got {self.cache_limit_gib}")
-
-
-@dataclass(frozen=True)
-class BuildResult:
-    """What a build gave.
-
-    Attributes:
-        engine: The engine.
-        sidecar: Its sidecar.
-        cached: True where the same engine had been built before and was taken over.
-        seconds: From the call to the end.
-        size_bytes: Of the engine.
-        target: What it was built for.
-        peak_memory_bytes: Of the process that built it; None where it was cached.
-    """
-
-    engine: Path
-    sidecar: Path
-    cached: bool
-    seconds: float
-    size_bytes: int
-    target: str
-    peak_memory_bytes: int | None = None
-
-
 def build_engine(model: Path, options: BuildOptions | None = None, output_dir: Path | None = None) -> BuildResult:
-    """Build an engine, or take over the same one built before.
+    """Build an engine, or take over the same one built before; with target `cpu`, an ONNX file of integer kernels.
 
     Args:
         model: ONNX file made by `edge-mrcnn export`.
         options: How to build it.
-        output_dir: Where `<model>.<target>.<precision>.engine` and `.json` go; by default beside the model.
+        output_dir: Where `<model>.<target>.<precision>.engine` (`.onnx` with target `cpu`) and `.json` go; by default
+            beside the model.
 
     Raises:
-        EngineError: This machine cannot build for the target, the build failed, or the result cannot be written.
+        CalibrationError: int8 was asked for and the ranges are missing, damaged, incomplete or of another model.
+        EngineError: This machine cannot build for the target, the build failed, what was built is not in the precision
+            asked for, or it cannot be written.
         ExportError: The file is no ONNX file, or not one of ours.
         PluginError: A custom op is not as its contract says.
+        ValueError: A layer to keep is not in the model.
     """
     started, options = time.monotonic(), options or BuildOptions()
     model = Path(model)
+    folder = Path(output_dir) if output_dir else model.parent
+    if options.target == CPU:
+        return build_cpu_model(model, options, folder)
     plan = _plan(model, options, resolve_target(options.target))
     key = plan.key()
-    folder = Path(output_dir) if output_dir else model.parent
     engine = folder / f"{model.stem}.{plan.target.slug}.{options.precision}.engine"
     cache = EngineCache(options.cache_dir or default_cache_folder(), options.cache_limit_gib)
     sidecar = None if options.force else _find_built(engine, key, cache)
@@ -136,31 +82,8 @@ def build_engine(model: Path, options: BuildOptions | None = None, output_dir: P
     else:
         sidecar, memory = _build(engine, plan)
         cache.keep(key, engine, sidecar)
-    seconds, size = time.monotonic() - started, engine.stat().st_size
-    return BuildResult(engine, sidecar_path(engine), cached, seconds, size, str(plan.target), memory)
-
-
-def parse_batch(batch: str | tuple[int, int, int]) -> tuple[int, int, int]:
-    """Smallest, optimal and largest batch from `1,1,4`, `1..4` or `2`, or from three numbers.
-
-    Raises:
-        ValueError: The text has another form, or the sizes do not rise from at least 1.
-    """
-    try:
-        if isinstance(batch, str) and ".." in batch:
-            low, high = (int(part) for part in batch.split(".."))
-            sizes = [low, low, high]
-        else:
-            sizes = [int(part) for part in (batch.split(",") if isinstance(batch, str) else batch)]
-    except (TypeError, ValueError):
-        sizes = []
-    if len(sizes) == 1:
-        sizes *= 3
-    if len(sizes) != 3 or not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
-        raise ValueError(
-            f"batch {batch!r} must be three rising numbers such as 1,1,4, or 1..4, or a fixed one such as 2"
-        )
-    return sizes[0], sizes[1], sizes[2]
+    seconds = time.monotonic() - started
+    return BuildResult.of(engine, sidecar, seconds, cached=cached, peak_memory_bytes=memory)
 
 
 def resolve_target(text: str | None = None) -> Target:
@@ -199,25 +122,6 @@ def resolve_target(text: str | None = None) -> Target:
     return target
 
 
-def load_model(path: Path) -> onnx.ModelProto:
-    """Read an ONNX file.
-
-    Raises:
-        ExportError: It is missing or no ONNX file.
-    """
-    try:
-        model = onnx.load(path)
-    except FileNotFoundError as error:
-        raise ExportError(f"there is no file {path}; make it with: edge-mrcnn export MODEL_NAME -o {path}") from error
-    except (OSError, DecodeError, ValueError) as error:
-        raise ExportError(
-            f"{path} is not a readable ONNX file ({error}); export it again: edge-mrcnn export"
-        ) from error
-    if not model.graph.node:  # an empty file is a valid message of nothing
-        raise ExportError(f"{path} holds no network ({path.stat().st_size} bytes); export it again: edge-mrcnn export")
-    return model
-
-
 def count_plugins(model: onnx.ModelProto) -> dict[str, int]:
     """Number of nodes of each custom op."""
     return dict(Counter(node.op_type for node in model.graph.node if node.domain == DOMAIN))
@@ -225,10 +129,17 @@ def count_plugins(model: onnx.ModelProto) -> dict[str, int]:
 
 def _plan(model: Path, options: BuildOptions, target: Target) -> _Plan:
     """Read the model and run the passes; of the models in memory only the last one's bytes stay."""
-    bound = run_passes(load_model(model), options.precision)
-    spec = ModelSpec.from_metadata({entry.key: entry.value for entry in bound.metadata_props}, model)
-    data = bound.SerializeToString(deterministic=True)
-    return _Plan(options, target, hash_file(model), spec, data, count_plugins(bound))
+    prepared = prepare_model(model, options, "tensorrt")
+    return _Plan(
+        options,
+        target,
+        prepared.onnx_sha256,
+        prepared.spec,
+        prepared.model.SerializeToString(deterministic=True),
+        count_plugins(prepared.model),
+        prepared.layers,
+        prepared.record,
+    )
 
 
 @dataclass(frozen=True)
@@ -241,6 +152,8 @@ class _Plan:
     spec: ModelSpec
     bound: bytes
     plugins: dict[str, int]
+    layers: tuple[LayerPrecision, ...]
+    record: RecipeRecord
 
     @property
     def gpu(self) -> device.Gpu | None:
@@ -276,13 +189,41 @@ class _Plan:
             spec=self.spec,
             inputs=_read_tensors(built["inputs"]),
             outputs=_read_tensors(built["outputs"]),
-            layers=tuple(LayerInfo(**layer) for layer in built["layers"]),
+            layers=self._describe_layers(built),
             onnx_sha256=self.onnx_sha256,
             engine_sha256=built["sha256"],
             plugins_sha256=plugins_hash(),
             build_key=self.key(),
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            recipe=self.record,
+            requested=requested_table(self.layers),
+            realised=self._tabulate_realised(built["realised"]),
         )
+
+    def weighted(self, realised: dict[str, str]) -> tuple[LayerInfo, ...]:
+        """The weighted layers by their ONNX names, with what the engine realised of them."""
+        return tuple(
+            LayerInfo(layer.name, layer.op, layer.precision, realised.get(layer.name), layer.macs)
+            for layer in self.layers
+        )
+
+    def _describe_layers(self, built: dict[str, Any]) -> tuple[LayerInfo, ...]:
+        """The layers that TensorRT's parser made, those with weights with their work."""
+        macs = {layer.name: layer.macs for layer in self.layers}
+        realised = built["realised"] or {}
+        layers = (LayerInfo(**layer) for layer in built["layers"])
+        return tuple(
+            dataclasses.replace(layer, macs=macs.get(layer.name), realised=realised.get(layer.name))
+            if layer.type in WEIGHTED_LAYERS
+            else layer
+            for layer in layers
+        )
+
+    def _tabulate_realised(self, realised: dict[str, str] | None) -> tuple[PrecisionShare, ...] | None:
+        """Work by precision as the engine has it; None where no engine could be looked into."""
+        if realised is None:
+            return None
+        return tabulate((realised.get(layer.name, UNKNOWN), layer.macs) for layer in self.layers)
 
 
 def _read_tensors(described: list[dict[str, Any]]) -> tuple[TensorInfo, ...]:
@@ -305,11 +246,22 @@ def _build(engine: Path, plan: _Plan) -> tuple[EngineSidecar, int | None]:
             workspace=plan.options.workspace,
             input_hw=plan.spec.input_hw,
             plugins=plan.plugins,
+            weighted={layer.name: layer.precision for layer in plan.layers},
         )
         built = run_worker(job, plan.target.flavour, Path(folder), plan.options.timeout_s)
+        _check_realised(plan.weighted(built["realised"] or {}))
         sidecar = plan.sidecar(built)
         publish(part, engine, sidecar)
     return sidecar, built["peak_memory_bytes"]
+
+
+def _check_realised(layers: tuple[LayerInfo, ...]) -> None:
+    """Check that the engine is in the precision asked for, and say which layers are not."""
+    check_realised(layers)
+    if wider := find_wider(layers):
+        work, total = (sum(layer.macs or 0 for layer in some) for some in (wider, layers))
+        names = ", ".join(f"{layer.name} ({layer.realised})" for layer in wider)
+        _log.warning("TensorRT computes %.1f %% of the work in more bits than asked for: %s", 100 * work / total, names)
 
 
 def _find_built(engine: Path, key: str, cache: EngineCache) -> EngineSidecar | None:

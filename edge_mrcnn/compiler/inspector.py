@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_mrcnn.errors import ExportError
 from edge_mrcnn.ops import DOMAIN, OPS, PLUGIN_ATTRIBUTES
-from edge_mrcnn.sidecar import EngineSidecar, LayerInfo, TensorInfo
+from edge_mrcnn.sidecar import EngineSidecar, LayerInfo, PrecisionShare, RecipeRecord, TensorInfo, sidecar_path
 from edge_mrcnn.spec import METADATA_KEY, ModelSpec
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ LONGEST_LIST = 8
 
 
 NO_SPEC = "it carries no edge_mrcnn spec, so it cannot be run or built; make one that can: edge-mrcnn export MODEL_NAME"
+
+NO_SIDECAR = "its sidecar is not beside it, so what ONNX Runtime makes of its precisions is not known"
 
 AS_ASKED = "precisions are those asked for; what the engine really uses can be told only on a GPU"
 
@@ -55,6 +57,8 @@ class Inspection:
         outputs: Of the network.
         layers: Nodes of an ONNX file, or the layers that TensorRT was given.
         custom_ops: Ours, with their attributes.
+        requested: Work by precision, as the network asks for it.
+        realised: Work by precision, as it was found in what was built; None where nothing could look into it.
         notes: What a reader should know, in sentences.
     """
 
@@ -67,6 +71,8 @@ class Inspection:
     layers: tuple[LayerInfo, ...]
     custom_ops: tuple[CustomOp, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    requested: tuple[PrecisionShare, ...] = ()
+    realised: tuple[PrecisionShare, ...] | None = None
 
     def to_json(self) -> str:
         """All of it as indented JSON."""
@@ -88,17 +94,28 @@ class Inspection:
         for op in self.custom_ops:
             lines += ["", f"{op.name} ({op.role}):"]
             lines += [f"  {name}: {_shorten(value)}" for name, value in op.attributes.items()]
-        return [*lines, "", *self._describe_layers(every_layer)]
+        return [*lines, *self._describe_work(), "", *self._describe_layers(every_layer)]
 
     def precisions(self) -> list[tuple[str, str, str | None, int]]:
         """Type, requested and realised precision and number of layers, the most frequent first."""
         counts = Counter((layer.type, layer.requested, layer.realised) for layer in self.layers)
         return [(*key, count) for key, count in counts.most_common()]
 
+    def _describe_work(self) -> Iterator[str]:
+        tables = [("asked for", self.requested), ("realised", self.realised or ())]
+        if self.requested:
+            yield from ("", "work by precision (multiply-accumulates for one picture):")
+        for title, table in tables:
+            for row in table:
+                work = f"{row.macs / 1e6:,.1f} M"
+                yield f"  {title:9}  {row.precision:8} {row.layers:5} layers {work:>14} {row.share:7.1%}"
+
     def _describe_layers(self, every_layer: bool) -> Iterator[str]:
         yield f"layers: {len(self.layers)}"
         if every_layer:
-            yield from (f"  {layer.type:24} {layer.requested:10} {layer.name}" for layer in self.layers)
+            for layer in self.layers:
+                found = f", realised {layer.realised}" if layer.realised else ""
+                yield f"  {layer.type:24} {layer.requested:10} {layer.name}{found}"
             return
         for kind, requested, realised, count in self.precisions():
             yield f"  {count:5} {kind:28} {requested}{f', realised {realised}' if realised else ''}"
@@ -126,26 +143,38 @@ def inspect(path: Path) -> Inspection:
 
 def _inspect_engine(path: Path) -> Inspection:
     sidecar = EngineSidecar.load_for(path)
-    facts = {
+    facts: dict[str, str | None] = {
         "size": _size(path),
         "precision": sidecar.precision,
         "target": sidecar.target,
         "built with": f"{sidecar.flavour} {sidecar.tensorrt}, edge_mrcnn {sidecar.edge_mrcnn}, {sidecar.created}",
         "built on": f"{sidecar.device} ({sidecar.capability})" if sidecar.device else "a machine without a GPU",
         "batch": f"{sidecar.batch[0]} to {sidecar.batch[2]}, best at {sidecar.batch[1]}",
+        **_describe_recipe(sidecar.recipe),
         "ONNX SHA-256": sidecar.onnx_sha256,
         "engine SHA-256": sidecar.engine_sha256,
     }
-    notes = () if any(layer.realised for layer in sidecar.layers) else (AS_ASKED,)
+    notes = () if sidecar.realised is not None else (AS_ASKED,)
     ops = tuple(CustomOp(_op_of_role(role), role, attributes) for role, attributes in sidecar.spec.ops.items())
     return Inspection(
-        str(path), "engine", facts, sidecar.spec, sidecar.inputs, sidecar.outputs, sidecar.layers, ops, notes
+        str(path),
+        "engine",
+        facts,
+        sidecar.spec,
+        sidecar.inputs,
+        sidecar.outputs,
+        sidecar.layers,
+        ops,
+        notes,
+        sidecar.requested,
+        sidecar.realised,
     )
 
 
 def _inspect_onnx(path: Path) -> Inspection:
-    from edge_mrcnn.compiler.builder import load_model
     from edge_mrcnn.compiler.passes.infer_types import infer_model
+    from edge_mrcnn.compiler.precision import layer_precisions, requested_table
+    from edge_mrcnn.compiler.preparation import load_model
 
     model = load_model(path)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
@@ -157,19 +186,64 @@ def _inspect_onnx(path: Path) -> Inspection:
         "weights": f"{sum(_count(weight) for weight in model.graph.initializer):,}",
         "functions": ", ".join(function.name for function in model.functions) or None,
     }
-    ops = tuple(_custom_op(node) for node in model.graph.node if node.domain == DOMAIN)
-    notes = () if spec else (NO_SPEC,)
     weights = {weight.name for weight in model.graph.initializer}
-    inputs = tuple(_describe(value) for value in model.graph.input if value.name not in weights)
-    outputs = tuple(_describe(value) for value in model.graph.output)
-    layers = _list_nodes(infer_model(model, strict=False))
-    kind = "edge_mrcnn model" if spec else "onnx"
-    return Inspection(str(path), kind, facts, spec, inputs, outputs, layers, ops, notes)
+    requested = requested_table(layer_precisions(model, spec)) if spec is not None else ()
+    found = Inspection(
+        str(path),
+        "edge_mrcnn model" if spec else "onnx",
+        facts,
+        spec,
+        inputs=tuple(describe_value(value) for value in model.graph.input if value.name not in weights),
+        outputs=tuple(describe_value(value) for value in model.graph.output),
+        custom_ops=tuple(_custom_op(node) for node in model.graph.node if node.domain == DOMAIN),
+        notes=() if spec else (NO_SPEC,),
+        requested=requested,
+        layers=_list_nodes(infer_model(model, strict=False)),
+    )
+    return _add_build(found, path, metadata)
+
+
+def _add_build(found: Inspection, path: Path, metadata: Mapping[str, str]) -> Inspection:
+    """What an ONNX file built for a CPU says of itself, and what its sidecar says where it lies beside it."""
+    from edge_mrcnn.compiler.cpu_model import METADATA_KEY as BUILD_KEY
+    from edge_mrcnn.compiler.cpu_model import read_origin
+
+    if BUILD_KEY not in metadata:
+        return found
+    origin, recipe = read_origin(metadata[BUILD_KEY], path)
+    facts = {
+        "precision": origin["precision"],
+        "target": origin["target"],
+        "built with": f"edge_mrcnn {origin['edge_mrcnn']}",
+        **_describe_recipe(recipe),
+        "ONNX SHA-256": origin["onnx_sha256"],
+    }
+    found = dataclasses.replace(found, facts={**found.facts, **facts})
+    if not sidecar_path(path).exists():
+        return dataclasses.replace(found, notes=(*found.notes, NO_SIDECAR))
+    sidecar = EngineSidecar.load_for(path)
+    realised = {layer.name: layer for layer in sidecar.layers}
+    layers = tuple(
+        dataclasses.replace(layer, requested=known.requested, realised=known.realised, macs=known.macs)
+        if (known := realised.get(layer.name))
+        else layer
+        for layer in found.layers
+    )
+    return dataclasses.replace(found, layers=layers, realised=sidecar.realised)
+
+
+def _describe_recipe(recipe: RecipeRecord) -> dict[str, str | None]:
+    ranges = f"{recipe.method}, of {recipe.pictures} pictures, SHA-256 {recipe.ranges_sha256}"
+    return {
+        "ranges": ranges if recipe.ranges_sha256 else None,
+        "kept in float16": ", ".join(recipe.keep_fp16) or None,
+        "kept in float32": ", ".join(recipe.keep_fp32) or None,
+    }
 
 
 def _list_nodes(model: onnx.ModelProto) -> tuple[LayerInfo, ...]:
     values = [*model.graph.value_info, *model.graph.output, *model.graph.input]
-    types = {value.name: _describe(value).dtype for value in values}
+    types = {value.name: describe_value(value).dtype for value in values}
     return tuple(
         LayerInfo(
             node.name,
@@ -180,7 +254,8 @@ def _list_nodes(model: onnx.ModelProto) -> tuple[LayerInfo, ...]:
     )
 
 
-def _describe(value: onnx.ValueInfoProto) -> TensorInfo:
+def describe_value(value: onnx.ValueInfoProto) -> TensorInfo:
+    """Name, type and shape of a graph's input or output."""
     import onnx
 
     tensor = value.type.tensor_type

@@ -19,6 +19,9 @@ INT8, UNKNOWN = "int8", "unknown"
 
 QUANTISED = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
 
+RESHAPES = ("Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+"""What TensorRT fuses a dequantisation across."""
+
 Shape = tuple[int, ...]
 
 
@@ -77,8 +80,7 @@ class _TensorType:
 
 
 def _precision(node: onnx.NodeProto, types: Mapping[str, _TensorType], producers: Mapping[str, onnx.NodeProto]) -> str:
-    operands = [producers.get(name) for name in node.input[:2]]
-    if all(_is_dequantised(operand, types) for operand in operands):
+    if all(_is_dequantised(name, types, producers) for name in node.input[:2]):
         return INT8
     element = types[node.input[0]].element if node.input[0] in types else onnx.TensorProto.UNDEFINED
     if element == onnx.TensorProto.UNDEFINED:
@@ -86,10 +88,13 @@ def _precision(node: onnx.NodeProto, types: Mapping[str, _TensorType], producers
     return str(onnx.helper.tensor_dtype_to_np_dtype(element).name)
 
 
-def _is_dequantised(producer: onnx.NodeProto | None, types: Mapping[str, _TensorType]) -> bool:
-    if producer is None or producer.op_type != "DequantizeLinear":
+def _is_dequantised(name: str, types: Mapping[str, _TensorType], producers: Mapping[str, onnx.NodeProto]) -> bool:
+    """Whether a tensor comes from an 8-bit one, as it is or in another shape."""
+    while name in producers and producers[name].op_type in RESHAPES:
+        name = producers[name].input[0]
+    if name not in producers or producers[name].op_type != "DequantizeLinear":
         return False
-    source = types.get(producer.input[0])
+    source = types.get(producers[name].input[0])
     return source is not None and source.element in QUANTISED
 
 

@@ -10,7 +10,10 @@ Flavour = Literal["rtx", "tensorrt"]
 
 CURRENT = "current"
 
-FORMS = "rtx, rtx:sm_86,sm_89, rtx:current, tensorrt or current"
+CPU = "cpu"
+"""A target of its own, without TensorRT: no `Target` stands for it."""
+
+FORMS = "rtx, rtx:sm_86,sm_89, rtx:current, tensorrt, current or cpu"
 
 _CAPABILITY = re.compile(r"sm_\d{2,3}")
 

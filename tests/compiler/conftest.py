@@ -9,6 +9,8 @@ import onnx
 import pytest
 
 from edge_mrcnn.compiler.builder import BuildOptions
+from edge_mrcnn.sidecar import hash_file
+from tests.compiler.ranges import measured_ranges
 from tests.compiler.tiny_model import build_tiny_model
 
 
@@ -21,6 +23,14 @@ def tiny() -> onnx.ModelProto:
 def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tiny") / "tiny.onnx"
     onnx.save(build_tiny_model(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_ranges(tiny_path: Path) -> Path:
+    """Ranges of the tiny network, beside it."""
+    path = tiny_path.with_name("ranges.json")
+    measured_ranges(onnx.load(tiny_path), sha256=hash_file(tiny_path)).save(path)
     return path
 
 

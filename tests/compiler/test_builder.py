@@ -12,14 +12,15 @@ import onnx
 import pytest
 
 from edge_mrcnn import device
-from edge_mrcnn.compiler import builder
+from edge_mrcnn.compiler import builder, preparation
 from edge_mrcnn.compiler.builder import BuildOptions, build_engine, parse_batch, resolve_target
 from edge_mrcnn.compiler.passes import apply_passes, passes_of
-from edge_mrcnn.compiler.recipe import Recipe
+from edge_mrcnn.compiler.preparation import PreparedModel, prepare_model
+from edge_mrcnn.compiler.recipe import Dialect, Recipe
 from edge_mrcnn.errors import EngineError, ExportError
 from edge_mrcnn.gpu import tensorrt_api
 from edge_mrcnn.ops import PLUGIN_ATTRIBUTES
-from edge_mrcnn.sidecar import EngineSidecar, TensorInfo, hash_file
+from edge_mrcnn.sidecar import EngineSidecar, RecipeRecord, TensorInfo, hash_file
 from tests.compiler.tiny_model import DETECTIONS, MASK, SPEC, build_tiny_model
 
 Options = Callable[..., BuildOptions]
@@ -132,8 +133,24 @@ def test_a_cache_that_cannot_be_written_costs_no_build(
 def test_a_precision_that_cannot_be_honoured_fails(
     rtx: None, tiny_path: Path, options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(builder, "run_passes", lambda model, recipe: apply_passes(model, passes_of(Recipe("fp32"))))
+    monkeypatch.setattr(preparation, "run_passes", lambda model, recipe: apply_passes(model, passes_of(Recipe("fp32"))))
     with pytest.raises(EngineError, match=r"fp16 was asked for, but 12 weighted layers .*'float32': 12"):
+        build_engine(tiny_path, options(precision="fp16"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_precision_that_tensorrt_does_not_see_fails(
+    rtx: None, tiny_path: Path, options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graph is float32 and is said to be float16, as if TensorRT's parser had read it differently."""
+
+    def prepare(path: Path, given: BuildOptions, dialect: Dialect) -> PreparedModel:
+        prepared = prepare_model(path, dataclasses.replace(given, precision="fp32"), dialect)
+        layers = tuple(dataclasses.replace(layer, precision="float16") for layer in prepared.layers)
+        return dataclasses.replace(prepared, layers=layers)
+
+    monkeypatch.setattr(builder, "prepare_model", prepare)
+    with pytest.raises(EngineError, match=r"fp16 was asked for, .* 12 weighted layers .*'float32': 12.*\(float16\)"):
         build_engine(tiny_path, options(precision="fp16"), tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
 
@@ -150,7 +167,7 @@ def test_a_custom_op_that_became_no_plugin_fails(
                 node.attribute.remove(attribute)
         return changed
 
-    monkeypatch.setattr(builder, "run_passes", keep_bodies)
+    monkeypatch.setattr(preparation, "run_passes", keep_bodies)
     with pytest.raises(EngineError, match=r"parser refuses the model: .*RoiAlign"):
         build_engine(tiny_path, options(precision="fp32"), tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
@@ -251,7 +268,8 @@ def test_what_cannot_be_built_here_comes_with_what_to_do_instead(
 
 def test_an_engine_for_this_gpu_goes_by_the_gpu(monkeypatch: pytest.MonkeyPatch, options: Options) -> None:
     machine(monkeypatch, [GPU], tensorrt="10.3")
-    plan = builder._Plan(options(target="tensorrt"), resolve_target("tensorrt"), "0", SPEC, b"", {})
+    target = resolve_target("tensorrt")
+    plan = builder._Plan(options(target="tensorrt"), target, "0", SPEC, b"", {}, (), RecipeRecord())
     key = plan.key()
     assert plan.gpu == GPU
     machine(monkeypatch, [dataclasses.replace(GPU, capability=(11, 0))], tensorrt="10.3")
@@ -275,8 +293,13 @@ def test_other_batches_are_refused(given: Any) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"precision": "int8"}, "int8 comes in a later version, one of fp32, fp16"),
-        ({"precision": "bf16"}, "one of fp32, fp16"),
+        ({"precision": "bf16"}, "one of fp32, fp16, int8"),
+        ({"ranges": Path("r.json")}, "ranges are for int8, not for fp16: give --precision int8"),
+        ({"keep_fp16": ("a",)}, "keep_fp16 keeps layers out of int8, not out of fp16"),
+        ({"precision": "fp32", "keep_fp32": ("a",)}, "with precision fp32 all are"),
+        ({"precision": "int8", "keep_fp16": ("(",)}, "keep_fp16: '.' is no regular expression"),
+        ({"target": "cpu", "precision": "fp32"}, "model.onnx runs on a CPU as it is, in float32 already.*int8"),
+        ({"target": "cpu"}, "model.onnx runs on a CPU as it is, and float16 gains nothing on a CPU.*int8"),
         ({"target": "cuda"}, "is not one of the forms"),
         ({"batch": "4,1"}, "three rising numbers"),
         ({"workspace": 0.0}, "workspace must be above 0"),
@@ -292,5 +315,8 @@ def test_options_are_checked(fields: dict[str, Any], message: str) -> None:
 def test_the_options_make_flags() -> None:
     tyro = pytest.importorskip("tyro", reason="the CLI's library is not installed")
     flags = ["--precision", "fp32", "--target", "rtx:sm_86,sm_89", "--batch", "1..2", "--force"]
-    assert tyro.cli(BuildOptions, args=flags) == BuildOptions("fp32", "rtx:sm_86,sm_89", "1..2", force=True)
+    assert tyro.cli(BuildOptions, args=flags) == BuildOptions("fp32", "rtx:sm_86,sm_89", batch="1..2", force=True)
     assert tyro.cli(BuildOptions, args=[]) == BuildOptions()
+    flags = ["--precision", "int8", "--ranges", "r.json", "--keep-fp16", "a", "b", "--keep-fp32", "c"]
+    kept = BuildOptions("int8", ranges=Path("r.json"), keep_fp16=("a", "b"), keep_fp32=("c",))
+    assert tyro.cli(BuildOptions, args=flags) == kept

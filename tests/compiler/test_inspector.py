@@ -13,7 +13,7 @@ from onnx import parser
 from edge_mrcnn.compiler.builder import BuildOptions, build_engine
 from edge_mrcnn.compiler.inspector import inspect
 from edge_mrcnn.errors import EngineError, ExportError
-from edge_mrcnn.sidecar import TensorInfo, hash_file, sidecar_path
+from edge_mrcnn.sidecar import PrecisionShare, RecipeRecord, TensorInfo, hash_file, sidecar_path, tabulate
 from tests.compiler.tiny_model import NMS, SPEC
 from tests.test_sidecar import make_sidecar
 
@@ -37,6 +37,7 @@ def test_a_model_of_ours(tiny_path: Path) -> None:
     assert attributes["box_weights"] == pytest.approx(NMS["box_weights"])
     assert ("Conv", "float32", None, 8) in found.precisions()
     assert found.facts["functions"] == "RpnProposals, PyramidRoiAlign, DetectionNms"
+    assert (found.requested, found.realised) == ((PrecisionShare("float32", 12, 668288, 1.0),), None)
     text = "\n".join(found.lines())
     for said in (
         "canvas: 64x96",
@@ -74,6 +75,7 @@ def test_an_engine_by_its_sidecar(
     assert ("PLUGIN_V3", "float16", None, 4) in found.precisions()
     assert "only on a GPU" in found.notes[0]
     assert found.facts["target"] == "rtx:sm_86"
+    assert (found.requested, found.realised) == ((PrecisionShare("float16", 12, 668288, 1.0),), None)
     data = json.loads(found.to_json())
     assert data["layers"][0]["realised"] is None
     assert data["spec"]["input_hw"] == [64, 96]
@@ -85,7 +87,14 @@ def engine(tmp_path: Path) -> Path:
     path = tmp_path / "a.engine"
     path.write_bytes(b"code")
     sidecar_path(path).write_text(
-        make_sidecar(engine_sha256=hash_file(path), device="Orin", capability="sm_87").to_json()
+        make_sidecar(
+            engine_sha256=hash_file(path),
+            device="Orin",
+            capability="sm_87",
+            recipe=RecipeRecord("7" * 64, "mse", 128, ("box_head",), ("stem",)),
+            requested=tabulate([("int8", 970_000_000), ("float16", 30_000_000)]),
+            realised=tabulate([("int8", 960_000_000), ("float16", 40_000_000)]),
+        ).to_json()
     )
     return path
 
@@ -95,6 +104,20 @@ def test_what_was_realised_is_shown(engine: Path) -> None:
     assert found.notes == ()
     assert any(line.endswith("float16, realised float16") for line in found.lines())
     assert "built on: Orin (sm_87)" in "\n".join(found.lines())
+    assert found.lines()[found.lines().index("work by precision (multiply-accumulates for one picture):") + 1 :][
+        :4
+    ] == [
+        "  asked for  int8         1 layers        970.0 M   97.0%",
+        "  asked for  float16      1 layers         30.0 M    3.0%",
+        "  realised   int8         1 layers        960.0 M   96.0%",
+        "  realised   float16      1 layers         40.0 M    4.0%",
+    ]
+    assert found.facts["ranges"] == f"mse, of 128 pictures, SHA-256 {'7' * 64}"
+    assert (found.facts["kept in float16"], found.facts["kept in float32"]) == ("box_head", "stem")
+    assert any(line.endswith("conv") for line in found.lines(every_layer=True))
+    assert any(line.endswith("nms, realised float16") for line in found.lines(every_layer=True))
+    table = {"precision": "int8", "layers": 1, "macs": 960_000_000, "share": 0.96}
+    assert json.loads(found.to_json())["realised"][0] == table
     assert [(op.name, op.role) for op in found.custom_ops] == [("DetectionNms", "detection_nms")]
 
 

@@ -179,22 +179,31 @@ def test_a_worker_ends_with_its_parent_and_takes_the_unfinished_engine_along(tmp
     assert not engine.exists()
 
 
-JOB = Job("", "", "rtx", "fp16", (1, 1, 1), 0.5, (32, 32), {"RpnProposals": 1})
+JOB = Job("", "", "rtx", "int8", (1, 1, 1), 0.5, (32, 32), {"RpnProposals": 1}, {"a": "int8", "b": "float16"})
 PLUGIN = LayerInfo("p", "PLUGIN_V3", "float16")
-CONV = LayerInfo("the_conv", "CONVOLUTION", "float16")
+A, B = LayerInfo("a", "CONVOLUTION", "int8"), LayerInfo("b", "CONVOLUTION", "float16")
 
 
 def test_layers_as_asked_for_pass() -> None:
-    check_layers([PLUGIN, CONV, LayerInfo("n", "ELEMENTWISE", "float32")], JOB)
+    check_layers([PLUGIN, A, B, LayerInfo("n", "ELEMENTWISE", "float32")], JOB)
 
 
 @pytest.mark.parametrize("kind", build_worker.WEIGHTED_LAYERS)
 def test_a_weighted_layer_of_another_type_is_named(kind: str) -> None:
-    with pytest.raises(EngineError, match=r"fp16 was asked for, but 1 weighted layers .*'odd'"):
-        check_layers([PLUGIN, CONV, LayerInfo("odd", kind, "float32")], JOB)
+    with pytest.raises(EngineError, match=r"int8 was asked for, but .* 1 weighted layers .*'float16': 1.*'a' \(int8\)"):
+        check_layers([PLUGIN, LayerInfo("a", kind, "float16"), B], JOB)
 
 
-@pytest.mark.parametrize("layers", [[CONV], [PLUGIN, PLUGIN, CONV]])
+def test_layers_under_names_of_tensorrts_own_are_counted() -> None:
+    other = LayerInfo("a_other_name", "CONVOLUTION", "int8")
+    check_layers([PLUGIN, other, B], JOB)
+    with pytest.raises(EngineError, match=r"parser made \{'int8': 1\} too few"):
+        check_layers([PLUGIN, LayerInfo("a_other_name", "CONVOLUTION", "float16"), B], JOB)
+    with pytest.raises(EngineError, match=r"parser made \{'float16': 1\} too few"):
+        check_layers([PLUGIN, A], JOB)
+
+
+@pytest.mark.parametrize("layers", [[A, B], [PLUGIN, PLUGIN, A, B]])
 def test_custom_ops_and_plugin_layers_must_match(layers: list[LayerInfo]) -> None:
     with pytest.raises(PluginError, match="the model has 1 RpnProposals, TensorRT made"):
         check_layers(layers, JOB)
