@@ -1,8 +1,7 @@
 """How far two networks agree on pictures without labels.
 
-Detections are matched one to one within their class, best IoU of boxes first. A score that crosses the threshold is no
-object lost: partners are looked for among all that a network gives, down to its own score threshold, and what happens
-to scores has figures of its own.
+Detections are matched one to one within their class, best IoU of boxes first. A score that just crosses the threshold
+is no object lost: partners are looked for below it too, and what happens to scores has figures of its own.
 """
 
 from __future__ import annotations
@@ -23,6 +22,10 @@ THRESHOLD = 0.5
 LEAST_IOU = 0.5
 """Boxes of partners overlap at least so much."""
 
+PARTNER_SHARE = 0.5
+"""A detection whose score falls below this share of the threshold is lost; above it, it is a partner with a lower
+score. One that rises above the threshold is new only if the reference has no such detection at all."""
+
 _NAMED = 3
 """Objects named in a sentence before the rest is counted."""
 
@@ -40,7 +43,8 @@ class PictureAgreement:
         pairs: `(P, 2)` rows of partners, the reference's first; the reference's score is from the threshold on.
         box_iou: `(P,)` of their boxes.
         mask_iou: `(P,)` of their masks at full size; None where one side has none.
-        missed: Rows of the reference's detections from the threshold on that have no partner.
+        missed: Rows of the reference's detections from the threshold on that have no partner, not even one with half
+            of that score.
         extra: Rows of the candidate's detections from the threshold on that no detection of the reference matches.
     """
 
@@ -74,7 +78,7 @@ class PictureAgreement:
         return float(lost + (self.score_shift**2).sum() + ((1 - self.overlap) ** 2).sum())
 
     def describe(self, class_names: Sequence[str]) -> str:
-        """The difference in words, such as `misses a mug (0.71) and adds a fork (0.54)`; empty where there is none.
+        """The difference in words, such as `misses a mug (0.71) and adds a fork (0.54)`, or `agrees`.
 
         Args:
             class_names: Name of each label.
@@ -88,8 +92,8 @@ class PictureAgreement:
 
     def _describe_pair(self, class_names: Sequence[str]) -> str:
         """The largest difference between partners."""
-        if not len(self.pairs):
-            return ""
+        if not self.disagreement:
+            return "agrees"
         place = int(np.argmax(self.score_shift**2 + (1 - self.overlap) ** 2))
         row, other = self.pairs[place]
         name = _article(_name(self.reference, row, class_names))
@@ -97,10 +101,12 @@ class PictureAgreement:
         parts = []
         if abs(after - before) >= _TELLING_SHIFT:
             parts.append(f"gives {name} {after:.2f} instead of {before:.2f}")
+        what = "box" if self.mask_iou is None else "mask"
         if self.overlap[place] < _TELLING_IOU:
-            what = "box" if self.mask_iou is None else "mask"
             parts.append(f"draws another {what} of {name} (IoU {self.overlap[place]:.2f})")
-        return " and ".join(parts)
+        largest = np.abs(self.score_shift).max()
+        slightly = f"agrees but for scores by up to {largest:.2f} and a {what} IoU of {self.overlap.min():.2f}"
+        return " and ".join(parts) or slightly
 
 
 class AgreementMeter:
@@ -180,7 +186,7 @@ def match_detections(
     Args:
         reference: The reference's detections, whatever their scores.
         candidate: The other network's.
-        threshold: Detections below it serve as partners only.
+        threshold: Detections below it serve as partners only: the candidate's down to `PARTNER_SHARE` of it.
         least_iou: Boxes of partners overlap at least so much.
 
     Returns:
@@ -194,9 +200,10 @@ def match_detections(
             f"candidate must be of the reference's picture, {reference.image_hw} (H, W), got {candidate.image_hw}"
         )
     expected, shown = reference.score >= threshold, candidate.score >= threshold
+    likely = candidate.score >= PARTNER_SHARE * threshold
     iou = box_iou(reference.xyxy, candidate.xyxy)
     same = reference.class_id[:, None] == candidate.class_id
-    rows, others = np.nonzero(same & (iou >= least_iou) & (expected[:, None] | shown))
+    rows, others = np.nonzero(same & (iou >= least_iou) & ((expected[:, None] & likely) | shown))
     order = np.lexsort((others, rows, -iou[rows, others], ~(expected[rows] & shown[others])))
     pairs = _take_greedily(rows[order], others[order])
     missed = np.setdiff1d(np.flatnonzero(expected), pairs[:, 0])

@@ -46,9 +46,10 @@ class Agreement:
 
     Attributes:
         expected: Detections of the reference with a score from the threshold on.
-        matched: How many of them have a partner, whatever its score: what happens to scores has its own figures.
+        matched: How many of them have a partner with a score from half the threshold on: one that just falls below the
+            threshold is no loss, and what happens to scores has its own figures.
         matched_share: `matched / expected`, 1 where nothing was expected.
-        missed: Expected ones that no detection matches, whatever its score.
+        missed: Expected ones without such a partner.
         extra: Detections from the threshold on that no detection of the reference matches, whatever its score.
         box_iou: Mean IoU of the boxes of matched pairs; None without any.
         mask_iou: Mean IoU of their masks at full size; None without masks.

@@ -33,7 +33,7 @@ def test_the_same_detections_agree_in_everything() -> None:
     assert (result.expected, result.matched, result.missed, result.extra) == (6, 6, 0, 0)
     assert (result.matched_share, result.box_iou, result.mask_iou) == (1, 1, 1)
     assert (result.score_shift, result.score_shift_abs) == (0, 0)
-    assert describe(found, found) == ""
+    assert describe(found, found) == "agrees"
 
 
 def test_missed_and_extra_objects_are_counted_and_named() -> None:
@@ -65,6 +65,20 @@ def test_a_score_that_crosses_the_threshold_is_a_shift_and_no_loss() -> None:
     assert meter.result().score_shift == pytest.approx((-0.3 + 0.1) / 2)
     assert meter.result().score_shift_abs == pytest.approx((0.3 + 0.1) / 2)
     assert describe(detections(MUG, APPLE), detections((1, 0.6, 0), APPLE)) == "gives a mug 0.60 instead of 0.90"
+
+
+def test_a_score_that_collapses_is_a_loss_and_one_that_rises_is_nothing_new() -> None:
+    strong, weak, faint = (detections((1, score, 0)) for score in (0.9, 0.3, 0.2))
+    assert describe(strong, weak) == "gives a mug 0.30 instead of 0.90"
+    assert describe(strong, faint) == "misses a mug (0.90)"
+    assert match_detections(faint, strong).extra.tolist() == []
+    assert match_detections(detections(), strong).extra.tolist() == [0]
+
+
+def test_slight_differences_are_told_as_such() -> None:
+    assert describe(detections(MUG), detections((1, 0.87, 0))) == (
+        "agrees but for scores by up to 0.03 and a mask IoU of 1.00"
+    )
 
 
 def test_partners_have_the_same_class_and_overlap_by_half() -> None:

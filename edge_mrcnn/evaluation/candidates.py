@@ -1,0 +1,266 @@
+"""What a comparison of precisions compares: a model as it is, made into other precisions, and files built from it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from edge_mrcnn.compiler.calibration.ranges import Ranges
+from edge_mrcnn.compiler.passes import run_passes
+from edge_mrcnn.compiler.precision import int8_share, layer_precisions, requested_table
+from edge_mrcnn.compiler.preparation import load_model
+from edge_mrcnn.compiler.recipe import Dialect, Recipe
+from edge_mrcnn.errors import CalibrationError
+from edge_mrcnn.evaluation.compare_options import LABELS, CompareOptions
+from edge_mrcnn.evaluation.emulated_runner import EmulatedRunner
+from edge_mrcnn.evaluation.groups import layer_groups
+from edge_mrcnn.runtime.runners import OrtRunner, Runner, open_runner
+from edge_mrcnn.sidecar import EngineSidecar, RecipeRecord, hash_file, sidecar_path
+from edge_mrcnn.spec import ModelSpec
+
+FP32, FP16, INT8, INT8_CPU = LABELS
+
+_QDQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
+_INTEGER_OPS = frozenset(
+    {"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "QGemm", "DynamicQuantizeLinear"}
+)
+"""Ops of graphs whose quantisation is no longer told by Q/DQ nodes: their precisions cannot be counted."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One of the things compared, opened.
+
+    Attributes:
+        label: `fp32`, `fp16`, `int8`, `int8-cpu`, or the name of a file.
+        runner: Runs it.
+        emulated: Its rounding is emulated: there is no such file, and its speed says nothing.
+        size_bytes: Of the file that would be shipped; None where it is emulated.
+        int8_share: Share of the multiply-accumulates in int8, 0 to 1; None where it is unknown.
+        kept: Names of the layer groups kept out of int8 beyond the default ones.
+    """
+
+    label: str
+    runner: Runner
+    emulated: bool = False
+    size_bytes: int | None = None
+    int8_share: float | None = None
+    kept: tuple[str, ...] = ()
+
+
+@contextlib.contextmanager
+def open_candidates(
+    model: Path, others: Sequence[Path], reference: Path | None, options: CompareOptions
+) -> Iterator[tuple[Candidate, ...]]:
+    """Open everything that is compared.
+
+    Precisions are made of `model` where it is an FP32 ONNX file, else of the reference.
+
+    Args:
+        model: ONNX file made by `edge-mrcnn export`; or an engine or a quantised ONNX file, where there is a reference.
+        others: More ONNX files and engines.
+        reference: What everything is compared with; the model when not given.
+        options: Which precisions, and how they are made.
+
+    Yields:
+        The candidates, the reference first; they are closed at the end.
+
+    Raises:
+        CalibrationError: int8 is to be made without ranges, or with those of another model.
+        EdgeMrcnnError: A file cannot be read or run.
+        ValueError: There is nothing to compare, no reference, or a file is named twice.
+    """
+    with contextlib.ExitStack() as stack:
+        found = _Opener(stack, model, reference, options).open_all(others)
+        names = found[0].runner.spec.class_names
+        for one in found[1:]:
+            if one.runner.spec.class_names != names:
+                raise ValueError(
+                    f"{one.label} has the classes {', '.join(one.runner.spec.class_names)}, {found[0].label} has "
+                    f"{', '.join(names)}: give models of the same classes"
+                )
+        yield found
+
+
+@dataclass(frozen=True)
+class _File:
+    """A model file; `graph` is None for engines."""
+
+    path: Path
+    graph: onnx.ModelProto | None
+
+    @classmethod
+    def read(cls, path: Path) -> _File:
+        suffix = path.suffix.lower()
+        if suffix not in (".onnx", ".engine"):
+            raise ValueError(f"{path} is neither a model.onnx nor an .engine; give one of these")
+        return cls(path, load_model(path) if suffix == ".onnx" else None)
+
+    @property
+    def plain(self) -> bool:
+        """Whether precisions can be made of it: an ONNX file that is not quantised."""
+        return self.graph is not None and not _ops(self.graph) & (_QDQ | _INTEGER_OPS)
+
+    @property
+    def carries_qdq(self) -> bool:
+        """Whether it brings its own Q/DQ nodes."""
+        return self.graph is not None and bool(_ops(self.graph) & _QDQ)
+
+    @property
+    def kind(self) -> str:
+        return "an engine" if self.graph is None else "quantised already"
+
+
+class _Opener:
+    """Opens candidates one by one and leaves closing them to a stack."""
+
+    def __init__(
+        self, stack: contextlib.ExitStack, model: Path, reference: Path | None, options: CompareOptions
+    ) -> None:
+        self.stack, self.options = stack, options
+        self.model = _File.read(model)
+        self.reference = self.model if reference is None else _File.read(reference)
+        if reference is None and not self.model.plain:
+            raise ValueError(
+                f"{model} is {self.model.kind}: what it lost shows only beside the FP32 model it was made of; name "
+                f"that one: edge-mrcnn compare {model} --reference model.onnx"
+            )
+        self.base = next((file for file in (self.model, self.reference) if file.plain), None)
+
+    def open_all(self, others: Sequence[Path]) -> tuple[Candidate, ...]:
+        """The reference, the precisions, the model where it is not what they are made of, and the other files."""
+        made_of_reference = self.base is self.reference
+        labels = [label for label in self._labels() if not (made_of_reference and label == FP32)]
+        paths = ([] if self.base is self.model else [self.model.path]) + list(others)
+        self._check_paths(paths)
+        if not (labels or paths):
+            raise ValueError(
+                f"there is nothing to compare {self.reference.path} with: give --precisions fp32,fp16 or --with FILE"
+            )
+        first = self._make(FP32) if made_of_reference else self._open_file(self.reference)
+        made = [self._make(label) for label in labels]
+        return (first, *made, *(self._open_file(_File.read(path)) for path in paths))
+
+    def _labels(self) -> tuple[str, ...]:
+        if self.options.precisions:
+            return self.options.precisions
+        if self.base is not self.model:
+            return ()
+        return (FP32, FP16, INT8) if self.options.ranges is not None else (FP32, FP16)
+
+    def _check_paths(self, paths: Sequence[Path]) -> None:
+        every = [self.reference.path, *paths]
+        if len({path.resolve() for path in every}) != len(every):
+            raise ValueError(f"each file must be named once, got {', '.join(map(str, every))}")
+        self._names = [path.name for path in every]
+
+    def _make(self, label: str) -> Candidate:
+        """A precision of the model, as it is, emulated or for ONNX Runtime's integer kernels."""
+        path, graph = self._source(label)
+        if label == FP32:
+            return self._open_file(_File(path, graph), label)
+        recipe = self._recipe(label, path, graph)
+        changed = run_passes(graph, recipe, keep_bodies=True)
+        kept = () if label == FP16 else kept_groups(graph, recipe)
+        if label == INT8_CPU:
+            content = changed.SerializeToString()
+            runner: Runner = OrtRunner(path, self.options.threads, content=content)
+            return self._keep(Candidate(label, runner, False, len(content), _share(changed), kept))
+        runner = EmulatedRunner(path, recipe, self.options.threads, model=graph)
+        return self._keep(Candidate(label, runner, True, None, _share(changed), kept))
+
+    def _source(self, label: str) -> tuple[Path, onnx.ModelProto]:
+        """What a precision is made of: int8 of a model that brings Q/DQ nodes is that model."""
+        own = label in (INT8, INT8_CPU) and self.options.ranges is None and self.model.carries_qdq
+        file = self.model if own else self.base
+        if file is None or file.graph is None:
+            raise ValueError(
+                f"{label} is made of an FP32 ONNX file, but {self.reference.path} is {self.reference.kind}; give one: "
+                "--reference model.onnx"
+            )
+        return file.path, file.graph
+
+    def _recipe(self, label: str, path: Path, graph: onnx.ModelProto) -> Recipe:
+        options = self.options
+        if label == FP16:
+            return Recipe("fp16", keep_fp32=options.keep_fp32)
+        ranges = None
+        if not _ops(graph) & _QDQ:
+            if options.ranges is None:
+                raise CalibrationError(
+                    f"{label} of {path} needs the ranges of its activations; measure them: edge-mrcnn calibrate {path} "
+                    "PICTURES -o ranges.json, and give them: --ranges ranges.json"
+                )
+            ranges = Ranges.load(options.ranges)
+            ranges.check_model(hash_file(path), path)
+        dialect: Dialect = "ort" if label == INT8_CPU else "tensorrt"
+        return Recipe("int8", ranges, options.keep_fp16, options.keep_fp32, dialect)
+
+    def _open_file(self, file: _File, label: str | None = None) -> Candidate:
+        """A file as it is; where two have the same name, their paths tell them apart."""
+        path = file.path
+        label = label or (path.name if self._names.count(path.name) == 1 else str(path))
+        runner = open_runner(path, self.options.threads)
+        self.stack.callback(runner.close)
+        quantised = file.graph is not None and not file.plain
+        sidecar = EngineSidecar.load_for(path) if _has_sidecar(path, quantised) else None
+        kept = () if sidecar is None else self._kept_by(sidecar.recipe)
+        share = _sidecar_share(sidecar) if file.graph is None else _share(file.graph)
+        return Candidate(label, runner, False, path.stat().st_size, share, kept)
+
+    def _kept_by(self, record: RecipeRecord) -> tuple[str, ...]:
+        """What a build kept out of int8: layer groups where the model is at hand, else the expressions it was told."""
+        if self.base is None or self.base.graph is None:
+            return (*record.keep_fp16, *record.keep_fp32)
+        return kept_groups(self.base.graph, Recipe("int8", None, record.keep_fp16, record.keep_fp32))
+
+    def _keep(self, candidate: Candidate) -> Candidate:
+        self.stack.callback(candidate.runner.close)
+        return candidate
+
+
+def kept_groups(model: onnx.ModelProto, recipe: Recipe) -> tuple[str, ...]:
+    """Layers that a recipe keeps out of int8 beyond those that always are.
+
+    Args:
+        model: As exported.
+        recipe: Its `keep_fp16` and `keep_fp32` decide.
+
+    Returns:
+        Names of the groups that are kept whole, and of single layers of the others.
+    """
+    kept: list[str] = []
+    for group, nodes in layer_groups(model).items():
+        high = [node for node in nodes if recipe.keeps_high(node)]
+        kept += [group] if len(high) == len(nodes) else high
+    return tuple(kept)
+
+
+def _ops(model: onnx.ModelProto) -> frozenset[str]:
+    return frozenset(node.op_type for node in model.graph.node)
+
+
+def _has_sidecar(path: Path, quantised: bool) -> bool:
+    """Engines have one, and so has an ONNX file that was built for ONNX Runtime's integer kernels."""
+    return path.suffix.lower() == ".engine" or (quantised and sidecar_path(path).is_file())
+
+
+def _sidecar_share(sidecar: EngineSidecar | None) -> float | None:
+    """As found in the engine, else as the network asks for it."""
+    table = () if sidecar is None else sidecar.realised or sidecar.requested
+    return int8_share(table) if table else None
+
+
+def _share(model: onnx.ModelProto) -> float | None:
+    """Share of the multiply-accumulates in int8; None where the graph does not tell."""
+    if _ops(model) & _INTEGER_OPS:
+        return None
+    try:
+        spec = ModelSpec.from_metadata({entry.key: entry.value for entry in model.metadata_props})
+        return int8_share(requested_table(layer_precisions(model, spec)))
+    except ValueError:
+        return None
