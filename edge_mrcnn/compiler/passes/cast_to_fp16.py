@@ -222,15 +222,16 @@ def _fit_scale(node: gs.Node) -> None:
     if not isinstance(scale, gs.Constant) or np.asarray(scale.values).min() >= SMALLEST_NORMAL:
         return
     before = np.asarray(scale.values, np.float32)
-    after = np.maximum(before, np.float32(SMALLEST_NORMAL))
-    node.inputs[1] = gs.Constant(f"{node.name or node.outputs[0].name}_scale_fitted", after)
+    after = np.asarray(np.maximum(before, SMALLEST_NORMAL), np.float32)
+    name = node.name or node.outputs[0].name
+    node.inputs[1] = gs.Constant(f"{name}_scale_fitted", after)
     if isinstance(node.inputs[0], gs.Constant):
-        codes = np.asarray(node.inputs[0].values)
-        shape = np.ones(codes.ndim, int)
+        codes, factor = np.asarray(node.inputs[0].values), before / after
         if before.ndim:
+            shape = np.ones(codes.ndim, int)
             shape[node.attrs.get("axis", 1)] = -1
-        rounded = np.rint(codes * (before / after).reshape(shape) if before.ndim else codes * (before / after))
-        node.inputs[0] = gs.Constant(f"{node.name or node.outputs[0].name}_fitted", rounded.astype(codes.dtype))
+            factor = factor.reshape(shape)
+        node.inputs[0] = gs.Constant(f"{name}_fitted", np.asarray(np.rint(codes * factor), codes.dtype))
 
 
 def _type_variables(formal: Sequence[onnx.defs.OpSchema.FormalParameter], count: int) -> list[str]:

@@ -154,7 +154,7 @@ class QdqWriter:
             rest = tuple(k for k in range(values.ndim) if k != axis)
             largest = np.abs(values).max(axis=rest, initial=0.0)
             floor = _LEAST_SCALE[np.dtype(tensor.dtype)]
-            scale = np.maximum(np.maximum(largest / STEPS, floor), least).astype(tensor.dtype)
+            scale = np.asarray(np.maximum(np.maximum(largest / STEPS, floor), least), tensor.dtype)
             divisor = scale.astype(np.float32) if axis is None else np.expand_dims(scale.astype(np.float32), rest)
             codes = np.clip(np.rint(values / divisor), -STEPS, STEPS).astype(np.int8)
             self._weights[key] = QuantisedWeight(self.dequantise(tensor, codes, scale, axis), scale)

@@ -147,6 +147,52 @@ def test_an_op_without_schema_is_refused() -> None:
         )
 
 
+KEEPING = f"""{HEADER}
+keeping (float[1, 2, 4, 4] x) => (float[1, 2, 4, 4] y) <float[2, 2, 1, 1] w = {{1.0, 0.5, -0.5, 1.0}}> {{
+  [first] a = Conv (x, w)
+  [act] b = Relu (a)
+  [second] c = Conv (b, w)
+  [join] d = Add (c, b)
+  [third] y = Conv (d, w)
+}}
+"""
+
+
+def keep(*names: str) -> dict[str, str]:
+    """Type by node of a network in which some nodes are kept in float32."""
+    graph = gs.import_onnx(parser.parse_model(KEEPING))
+    cast_to_fp16(graph, SPEC, lambda name: name in names)
+    onnx.checker.check_model(gs.export_onnx(graph), full_check=True)
+    onnx.shape_inference.infer_shapes(gs.export_onnx(graph), strict_mode=True)
+    types = {}
+    for node in graph.nodes:
+        if node.op != "Cast":
+            (types[node.name],) = {tensor.dtype.name for tensor in [*node.inputs, *node.outputs]} - {"y"}
+    return types
+
+
+def test_a_layer_kept_in_float32_does_not_draw_others_after_it() -> None:
+    types = keep("second")
+    assert types.pop("second") == "float32"
+    assert set(types.values()) == {"float16"}
+
+
+def test_neighbours_kept_in_float32_hand_on_float32() -> None:
+    types = keep("first", "act")
+    assert (types["first"], types["act"]) == ("float32", "float32")
+    assert (types["second"], types["join"]) == ("float16", "float16")
+    graph = gs.import_onnx(parser.parse_model(KEEPING))
+    cast_to_fp16(graph, SPEC, lambda name: name in ("first", "act"))
+    act = next(node for node in graph.nodes if node.name == "act")
+    assert act.inputs[0].inputs[0].name == "first", "no cast between them"
+
+
+def test_an_add_kept_in_float32() -> None:
+    types = keep("join")
+    assert types.pop("join") == "float32"
+    assert set(types.values()) == {"float16"}
+
+
 @pytest.fixture
 def half(tiny: onnx.ModelProto) -> onnx.ModelProto:
     """The tiny network in float16, function bodies kept."""

@@ -22,7 +22,6 @@ FIRST = ["infer_types", "bind_plugins", "fold_constants"]
         ("fp16", "tensorrt", [*FIRST, "cast_to_fp16", "remove_function_bodies"]),
         ("int8", "tensorrt", [*FIRST, "cast_to_fp16", "insert_qdq", "remove_function_bodies"]),
         ("fp32", "ort", FIRST),
-        ("int8", "ort", [*FIRST, "insert_qdq_ort"]),
     ],
 )
 def test_the_order_is_the_designs(precision: Precision, dialect: Dialect, order: list[str]) -> None:
@@ -30,6 +29,13 @@ def test_the_order_is_the_designs(precision: Precision, dialect: Dialect, order:
     assert [change.__name__ for change in passes_of(recipe)] == order
     kept = [name for name in order if name != "remove_function_bodies"]
     assert [change.__name__ for change in passes_of(recipe, keep_bodies=True)] == kept
+
+
+def test_integers_for_a_cpu_come_after_the_constants_and_keep_the_bodies() -> None:
+    names = [change.__name__ for change in passes_of(Recipe("int8", dialect="ort"))]
+    assert names[:3] == FIRST
+    assert "insert_qdq_ort" in names[3:]
+    assert not {"cast_to_fp16", "remove_function_bodies"} & set(names)
 
 
 def test_float16_is_nothing_for_a_cpu() -> None:
