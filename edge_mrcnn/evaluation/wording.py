@@ -1,0 +1,169 @@
+"""Figures of a comparison in words and in print, for a report."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+from edge_mrcnn.evaluation.comparison import Agreement, CandidateResult, Drop, Interval, PrecisionComparison
+
+MISSING = "\N{EN DASH}"
+"""Stands where there is nothing to measure."""
+
+JUDGEMENTS = {"loss": "measurable loss", "even": "no measurable loss", "gain": "measurable gain"}
+"""What `judge` says, for people."""
+
+
+def show(value: float | None, digits: int = 2) -> str:
+    """A number with a real minus sign and no negative zero; `MISSING` where there is none."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    return f"{round(value, digits) + 0.0:,.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def show_share(value: float | None, digits: int = 1) -> str:
+    """A share of 1 in per cent."""
+    return MISSING if value is None or not math.isfinite(value) else f"{show(100 * value, digits)}\N{NO-BREAK SPACE}%"
+
+
+def show_range(interval: Interval) -> str:
+    """The two ends of an interval."""
+    return f"{show(interval.low)} to {show(interval.high)}"
+
+
+def show_size(size_bytes: int | None) -> str:
+    """Bytes in the unit that suits them, three digits."""
+    if size_bytes is None:
+        return MISSING
+    value, unit = (size_bytes / 1e6, "MB") if size_bytes >= 1e6 else (size_bytes / 1e3, "kB")
+    return f"{show(value, 0 if value >= 100 else 1 if value >= 10 else 2)}\N{NO-BREAK SPACE}{unit}"
+
+
+def show_ms(value_ms: float | None) -> str:
+    """Milliseconds, three digits."""
+    if value_ms is None:
+        return MISSING
+    return f"{show(value_ms, 0 if value_ms >= 100 else 1 if value_ms >= 10 else 2)}\N{NO-BREAK SPACE}ms"
+
+
+def show_db(value: float) -> str:
+    """A ratio in decibels; infinite is no noise at all."""
+    return "no noise" if math.isinf(value) else f"{show(value, 1)}\N{NO-BREAK SPACE}dB"
+
+
+def show_count(value: int | None) -> str:
+    """A count with its thousands apart; large ones in millions or billions."""
+    if value is None:
+        return MISSING
+    for unit, name in ((1e9, " G"), (1e6, " M")):
+        if value >= unit:
+            return f"{show(value / unit)}{name}"
+    return f"{value:,}"
+
+
+def show_name(label: str) -> str:
+    """A label as a text calls it: precisions in capitals, files as they are."""
+    return label.upper() if re.fullmatch(r"(fp32|fp16|int8)(-cpu)?", label) else label
+
+
+def shorten(name: str, length: int) -> str:
+    """A name that can be printed, with its middle left out where it is long."""
+    clean = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
+    if len(clean) <= length:
+        return clean
+    tail = length // 2
+    return f"{clean[: length - tail - 1]}\N{HORIZONTAL ELLIPSIS}{clean[-tail:]}"
+
+
+def judge(drop: Interval) -> str:
+    """`loss` or `gain` where the whole interval is on that side of 0, `even` where it holds 0."""
+    if drop.low > 0:
+        return "loss"
+    return "gain" if drop.high < 0 else "even"
+
+
+def main_drop(drop: Drop) -> tuple[str, Interval]:
+    """The drop a reader asks for first and its name: of the masks where there are any."""
+    return ("mask AP", drop.mask) if drop.mask is not None else ("box AP", drop.box)
+
+
+def size_ratio(result: CandidateResult, reference: CandidateResult) -> float | None:
+    """The file's size by the reference's; None where one is unknown."""
+    if result.size_bytes is None or not reference.size_bytes:
+        return None
+    return result.size_bytes / reference.size_bytes
+
+
+def speed_ratio(result: CandidateResult, reference: CandidateResult) -> float | None:
+    """How many times as fast as the reference, by the median; None where one is unknown."""
+    if result.latency is None or reference.latency is None or not result.latency.p50_ms:
+        return None
+    return reference.latency.p50_ms / result.latency.p50_ms
+
+
+def headline(comparison: PrecisionComparison) -> CandidateResult | None:
+    """What is shipped if all is well: the smallest file measured, or the last candidate; None without candidates."""
+    rivals = comparison.results[1:]
+    sized = [result for result in rivals if result.size_bytes is not None and not result.emulated]
+    if sized:
+        return min(sized, key=lambda result: result.size_bytes or 0)
+    return rivals[-1] if rivals else None
+
+
+def verdict(comparison: PrecisionComparison) -> str:
+    """The sentence that a reader who decides reads first."""
+    reference, chosen = comparison.results[0], headline(comparison)
+    if chosen is None:
+        return f"{show_name(reference.label)} alone: nothing to compare it with."
+    return describe(chosen, reference)
+
+
+def describe(result: CandidateResult, reference: CandidateResult) -> str:
+    """What a candidate costs and what it brings, in one sentence."""
+    name = show_name(result.label) + (" (emulated)" if result.emulated else "")
+    found = []
+    if result.drop is not None:
+        found.append(_describe_drop(result.drop))
+    elif result.agreement is not None:
+        found.append(_describe_agreement(result.agreement, show_name(reference.label)))
+    ratio = size_ratio(result, reference)
+    if ratio is not None:
+        found.append(f"takes {show_share(ratio, 0)} of the space" if ratio < 1 else f"is {show(ratio)} times as large")
+    speed = speed_ratio(result, reference)
+    if speed is not None:
+        found.append(f"runs {show(speed)} times as fast" if speed >= 1 else f"takes {show(1 / speed)} times as long")
+    return f"{name} {_enumerate(found)}." if found else f"{name} was not measured."
+
+
+def describe_drops(results: Sequence[CandidateResult], of: str, reference: str) -> str:
+    """A chart of drops in words, for those who do not see it."""
+    rows = []
+    for result in results:
+        drop = getattr(result.drop, of, None)
+        if drop is not None:
+            emulated = " (emulated)" if result.emulated else ""
+            rows.append(f"{show_name(result.label)}{emulated} {show(drop.value)}, interval {show_range(drop)}")
+    return f"Points of {of} AP lost against {show_name(reference)}: {'; '.join(rows)}."
+
+
+def _describe_drop(drop: Drop) -> str:
+    what, lost = main_drop(drop)
+    points = f"{show(abs(lost.value))} points of {what}"
+    if judge(lost) == "loss":
+        return f"costs {points} (95\N{NO-BREAK SPACE}%: {show_range(lost)})"
+    if judge(lost) == "gain":
+        gained = Interval(-lost.value, -lost.high, -lost.low)
+        return f"gains {points} (95\N{NO-BREAK SPACE}%: {show_range(gained)})"
+    return f"costs no measurable {what} ({show(lost.value)} points lost, 95\N{NO-BREAK SPACE}%: {show_range(lost)})"
+
+
+def _describe_agreement(agreement: Agreement, reference: str) -> str:
+    text = f"finds {show_share(agreement.matched_share)} of the {agreement.expected:,} objects that {reference} finds"
+    if agreement.mask_iou is not None:
+        text += f", with masks that overlap by {show(agreement.mask_iou, 3)} on average"
+    return text
+
+
+def _enumerate(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
