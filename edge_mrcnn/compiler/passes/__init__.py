@@ -16,6 +16,7 @@ from edge_mrcnn.compiler.contract import check_node, custom_nodes
 from edge_mrcnn.compiler.passes.bind_plugins import bind_plugins
 from edge_mrcnn.compiler.passes.cast_to_fp16 import cast_to_fp16
 from edge_mrcnn.compiler.passes.fold_constants import fold_constants
+from edge_mrcnn.compiler.passes.fold_normalisation import fold_normalisation, read_bytes
 from edge_mrcnn.compiler.passes.infer_types import infer_types
 from edge_mrcnn.compiler.passes.insert_qdq import insert_qdq
 from edge_mrcnn.compiler.passes.insert_qdq_ort import insert_qdq_ort
@@ -28,7 +29,10 @@ Pass = Callable[[gs.Graph, ModelSpec], None]
 
 _FIRST: tuple[Pass, ...] = (infer_types, bind_plugins, fold_constants)
 
-_ORT: tuple[Pass, ...] = ()
+_BEFORE_ORT: tuple[Pass, ...] = (fold_normalisation,)
+"""What makes ready for integers in dialect `ort`."""
+
+_ORT: tuple[Pass, ...] = (read_bytes,)
 """What follows on the Q/DQ nodes of dialect `ort`."""
 
 __all__ = [
@@ -37,10 +41,12 @@ __all__ = [
     "bind_plugins",
     "cast_to_fp16",
     "fold_constants",
+    "fold_normalisation",
     "infer_types",
     "insert_qdq",
     "insert_qdq_ort",
     "passes_of",
+    "read_bytes",
     "remove_function_bodies",
     "run_passes",
 ]
@@ -60,8 +66,9 @@ def passes_of(recipe: Recipe, *, keep_bodies: bool = False) -> tuple[Pass, ...]:
     if recipe.dialect == "ort":
         if recipe.precision == "fp16":
             raise ValueError("precision fp16: ONNX Runtime computes float16 in float32 on a CPU; use fp32 or int8")
-        quantise: tuple[Pass, ...] = (_bind(insert_qdq_ort, recipe=recipe), *_ORT) if recipe.precision == "int8" else ()
-        return (*_FIRST, *quantise)
+        if recipe.precision == "fp32":
+            return _FIRST
+        return (*_FIRST, *_BEFORE_ORT, _bind(insert_qdq_ort, recipe=recipe), *_ORT)
     passes = list(_FIRST)
     if recipe.precision != "fp32":
         passes.append(_bind(cast_to_fp16, keep_fp32=recipe.keeps_fp32))

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
+from edge_mrcnn.compiler.calibration.ranges import Ranges
+from edge_mrcnn.compiler.passes.fold_normalisation import ZERO, bytes_of
 from edge_mrcnn.compiler.passes.qdq_nodes import (
     QdqWriter,
     Scale,
@@ -52,7 +54,8 @@ def insert_qdq_ort(graph: gs.Graph, spec: ModelSpec, recipe: Recipe) -> None:
         return
     ranges = require_ranges(recipe, spec)
     placement = ort_placement(graph, layers_to_quantise(graph, recipe))
-    scales = {name: affine_scale(*ranges.affine(source)) for name, source in placement.ranges.items()}
+    tensors = graph.tensors()
+    scales = {name: affine_scale(*_interval(tensors[source], ranges)) for name, source in placement.ranges.items()}
     for node in placement.nodes:
         _drop_activation(node, graph, scales)
     layers = [node for node in placement.nodes if node.op in WEIGHTED]
@@ -61,6 +64,11 @@ def insert_qdq_ort(graph: gs.Graph, spec: ModelSpec, recipe: Recipe) -> None:
     for name, tensor in [(name, tensor) for name, tensor in graph.tensors().items() if name in scales]:
         _quantise_activation(tensor, scales[name], writer)
     writer.finish()
+
+
+def _interval(tensor: gs.Tensor, ranges: Ranges) -> tuple[float, float]:
+    """What uint8 is to hold of a tensor: what was measured, but of a picture's bytes (`fold_normalisation`) all."""
+    return ranges.affine(tensor.name) if bytes_of(tensor) is None else (float(-ZERO), float(255 - ZERO))
 
 
 def _drop_activation(node: gs.Node, graph: gs.Graph, scales: Mapping[str, Scale]) -> None:
