@@ -12,6 +12,10 @@ and then rounds less often than here.
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections.abc import Iterator
+
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
@@ -56,7 +60,8 @@ def emulate(model: onnx.ModelProto, recipe: Recipe) -> onnx.ModelProto:
     """
     if recipe.dialect != "tensorrt":
         raise ValueError(f"recipe.dialect must be 'tensorrt', got {recipe.dialect!r}, which runs without emulation")
-    return apply_passes(run_passes(model, recipe, keep_bodies=True), [round_to_fp16])
+    with _quiet():
+        return apply_passes(run_passes(model, recipe, keep_bodies=True), [round_to_fp16])
 
 
 def round_to_fp16(graph: gs.Graph, spec: ModelSpec) -> None:
@@ -84,6 +89,18 @@ def round_to_fp16(graph: gs.Graph, spec: ModelSpec) -> None:
             elif node.op not in SELECTING:
                 nodes += _round(node, result)
     graph.nodes = nodes
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back what passes tell whoever builds: emulations come by the dozen."""
+    log = logging.getLogger("edge_mrcnn.compiler.passes")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _widen(tensor: gs.Tensor) -> None:

@@ -1,0 +1,96 @@
+"""Where two versions of a network are compared number by number.
+
+Proposals and detections differ from version to version, and with them every number behind them. So the network is cut
+there: the cut one takes proposals and boxes as inputs, which the version that is the reference has given, and hands out
+what it computes on the way: its taps.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from edge_mrcnn.compiler.contract import custom_nodes
+from edge_mrcnn.compiler.placement import sensitive_nodes
+from edge_mrcnn.errors import ExportError
+
+TAPS = {
+    ("PyramidRoiAlign", "x"): "features",
+    ("RpnProposals", "objectness"): "rpn logits",
+    ("RpnProposals", "deltas"): "rpn deltas",
+    ("DetectionNms", "class_logits"): "class logits",
+    ("DetectionNms", "box_deltas"): "box deltas",
+}
+"""Name of the tap at an input of a custom op."""
+
+MASK_LOGITS = "mask logits"
+"""Name of the tap behind the last layer of the mask head."""
+
+CHOOSERS = {"RpnProposals": "proposals", "DetectionNms": "boxes"}
+"""Custom ops that choose boxes, and which of their outputs becomes an input of the cut network."""
+
+
+def find_taps(graph: gs.Graph) -> dict[str, tuple[gs.Variable, ...]]:
+    """The tensors at which a network is compared, by tap: one per level of the pyramid, or one.
+
+    Args:
+        graph: Of a two-stage network, exported or changed by passes.
+
+    Raises:
+        ExportError: The network lacks one of the custom ops.
+    """
+    found: dict[str, list[gs.Variable]] = {}
+    for node, op in custom_nodes(graph):
+        for spec, tensor in zip(op.expand_inputs(op.levels(len(node.inputs))), node.inputs, strict=True):
+            tap = TAPS.get((node.op, spec.name.rstrip("0123456789")))
+            if tap is not None and tensor not in found.setdefault(tap, []):
+                found[tap].append(tensor)
+    missing = set(TAPS.values()) - set(found)
+    if missing:
+        raise ExportError(f"the network has no {', '.join(sorted(missing))}: it is not one that this package exported")
+    masks = [node.outputs[0] for node in _mask_layers(graph)]
+    return {tap: tuple(tensors) for tap, tensors in [*found.items(), *([(MASK_LOGITS, masks)] if masks else [])]}
+
+
+def cut(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, tuple[str, ...]]]:
+    """Cut a network at its proposals and boxes.
+
+    Args:
+        model: With function bodies; it is not changed.
+
+    Returns:
+        A network with the inputs of the model and `proposals (B, N, 4)` and `boxes (B, M, 4)`, whose outputs are the
+        taps, and the names of these outputs by tap.
+
+    Raises:
+        ExportError: The network lacks one of the custom ops.
+    """
+    graph = gs.import_onnx(model)
+    taps = find_taps(graph)
+    for node, op in custom_nodes(graph):
+        if node.op in CHOOSERS:
+            place = [spec.name for spec in op.outputs].index(CHOOSERS[node.op])
+            boxes, name = node.outputs[place], CHOOSERS[node.op]
+            node.outputs[place] = gs.Variable(f"{boxes.name}_unused")
+            boxes.name, boxes.dtype, boxes.shape = f"{name}_given", np.dtype(np.float32), ["batch", f"{name}_rows", 4]
+            graph.inputs.append(boxes)
+    graph.outputs = list({tensor.name: tensor for tensors in taps.values() for tensor in tensors}.values())
+    for output in graph.outputs:
+        output.dtype = np.dtype(np.float32)
+    graph.cleanup(recurse_subgraphs=False, recurse_functions=False).toposort(recurse_functions=False)
+    changed: onnx.ModelProto = gs.export_onnx(graph)
+    changed.metadata_props.extend(model.metadata_props)
+    return changed, {tap: tuple(tensor.name for tensor in tensors) for tap, tensors in taps.items()}
+
+
+def _mask_layers(graph: gs.Graph) -> list[gs.Node]:
+    """The sensitive layers whose result no box depends on."""
+    seen: set[int] = set()
+    waiting = [node for node, _ in custom_nodes(graph) if node.op in CHOOSERS]
+    while waiting:
+        node = waiting.pop()
+        if id(node) not in seen:
+            seen.add(id(node))
+            waiting += [producer for tensor in node.inputs for producer in tensor.inputs]
+    return [node for node in sensitive_nodes(graph) if id(node) not in seen]
