@@ -4,11 +4,15 @@ import ast
 import inspect
 import itertools
 import json
+import re
 from pathlib import Path
 
+import onnx
 import pytest
 
 from edge_mrcnn.cli import VERBS, main
+from edge_mrcnn.sidecar import hash_file
+from tests.compiler.ranges import bundled_inputs, measured_ranges
 
 TABLETOP = Path(__file__).parents[2] / "samples" / "tabletop"
 MODEL, CLIP, VAL = (str(TABLETOP / name) for name in ("model.onnx", "clip.mp4", "val/annotations.json"))
@@ -62,6 +66,50 @@ def test_build_and_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert {layer["requested"] for layer in found["layers"] if layer["type"] == "CONVOLUTION"} == {"float16"}
     assert sum(layer["type"] == "PLUGIN_V3" for layer in found["layers"]) == 4
     assert json_of(capsys, "build", MODEL, "-o", str(tmp_path), *options)["cached"] is True
+
+
+@pytest.fixture(scope="module")
+def ranges(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Ranges of the bundled model from two pictures."""
+    path = tmp_path_factory.mktemp("ranges") / "ranges.json"
+    measured_ranges(onnx.load(MODEL), bundled_inputs(2), hash_file(Path(MODEL))).save(path)
+    return str(path)
+
+
+def test_build_int8_says_how_much_of_the_work_is_int8(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ranges: str
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    options = ["--precision", "int8", "--ranges", ranges, "--target", "rtx:sm_89", "--cache-limit-gib", "0"]
+    assert main(["build", MODEL, "-o", str(tmp_path), *options, "--keep-fp16", "^box_head", "mask_head.0"]) == 0
+    text = capsys.readouterr().out
+    assert "model.rtx-sm_89.int8.engine: " in text
+    assert re.search(
+        r"multiply-accumulates as asked for: [789]\d\.\d % int8 \(59 layers\), .* float16 \(16 layers\)", text
+    )
+    assert "not in int8: 16 layers: " in text
+    assert "as realised" not in text, "only a GPU can tell"
+
+
+def test_build_for_a_cpu_and_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], ranges: str) -> None:
+    options = ["--precision", "int8", "--ranges", ranges, "--target", "cpu"]
+    built = json_of(capsys, "build", MODEL, "-o", str(tmp_path), *options)
+    assert Path(built["engine"]).name == "model.cpu.int8.onnx"
+    assert built["requested"] == built["realised"]
+    assert built["realised"][0]["precision"] == "int8"
+    assert built["realised"][0]["share"] > 0.85
+    assert json_of(capsys, "inspect", built["engine"])["realised"] == built["realised"]
+    assert json_of(capsys, "run", built["engine"], CLIP, "--max-frames", "3")["frames"] == 3
+    assert main(["inspect", built["engine"]]) == 0
+    assert "  realised   int8 " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_build_for_a_cpu_is_for_int8(capsys: pytest.CaptureFixture[str], precision: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["build", MODEL, "--target", "cpu", "--precision", precision])
+    assert ended.value.code == 2
+    assert "--target cpu --precision int8" in " ".join(re.sub("[│╭╰─╮╯]", "", capsys.readouterr().err).split())
 
 
 def test_inspect_onnx(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,15 +1,20 @@
-"""Every model of the zoo becomes an engine in both precisions, by TensorRT-RTX, which takes no GPU."""
+"""Every model of the zoo becomes an engine in each precision, by TensorRT-RTX, which takes no GPU."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 
 from edge_mrcnn.compiler.builder import BuildOptions, build_engine
-from edge_mrcnn.compiler.passes import Precision
-from edge_mrcnn.sidecar import EngineSidecar
+from edge_mrcnn.compiler.precision import layer_precisions
+from edge_mrcnn.compiler.recipe import Precision
+from edge_mrcnn.sidecar import EngineSidecar, hash_file, int8_share
+from edge_mrcnn.spec import ModelSpec
+from tests.compiler.ranges import measured_ranges
 
 pytestmark = pytest.mark.torch
 
@@ -22,6 +27,10 @@ NAMES = (
 )
 
 WEIGHTED = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY")
+
+
+KERNELS_BYTES = 16e6
+"""Most that the source of the kernels takes in an int8 engine: TensorRT-RTX compiles them on the user's GPU."""
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -62,3 +71,57 @@ def test_an_engine_of_each_model(
         "shapes are fixed in TensorRT, so that a CUDA graph can hold them"
     )
     result.engine.unlink()
+
+
+@pytest.fixture(scope="module")
+def ranges(model: Path) -> Path:
+    """Ranges of that model from one picture of coloured squares."""
+    height, width = 128, 160
+    small = np.random.default_rng(1).integers(0, 256, (1, height // 16, width // 16, 3), dtype=np.uint8)
+    images = small.repeat(16, axis=1).repeat(16, axis=2)
+    feeds = {"images": images, "image_hw": np.array([[height, width]], np.float32)}
+    path = model.with_suffix(".ranges.json")
+    measured_ranges(onnx.load(model), [feeds], hash_file(model)).save(path)
+    return path
+
+
+@pytest.mark.slow
+def test_an_int8_engine_of_each_model(
+    rtx: None, model: Path, ranges: Path, options: Callable[..., BuildOptions], tmp_path: Path
+) -> None:
+    result = build_engine(
+        model,
+        options(precision="int8", ranges=ranges, target="rtx", cache_limit_gib=0.0, timeout_s=900.0),
+        tmp_path,
+    )
+    sidecar = EngineSidecar.load_for(result.engine)
+    layers = [layer for layer in sidecar.layers if layer.type in WEIGHTED]
+    assert {layer.requested for layer in layers} == {"int8", "float16"}
+    assert sum(layer.requested == "int8" for layer in layers) == sidecar.requested[0].layers
+    assert len(result.kept) == 13, "objectness and deltas of five levels, class, box and mask predictors"
+    assert int8_share(sidecar.requested) > 0.95
+    assert result.size_bytes < 0.27 * model.stat().st_size + KERNELS_BYTES
+    result.engine.unlink()
+
+
+@pytest.mark.slow
+def test_an_int8_model_of_each_model_for_a_cpu(
+    model: Path, ranges: Path, options: Callable[..., BuildOptions], tmp_path: Path
+) -> None:
+    result = build_engine(model, options(precision="int8", ranges=ranges, target="cpu"), tmp_path)
+    assert result.realised == result.requested
+    assert len(result.kept) == 14, "and the transposed convolution, for which there is no integer kernel"
+    assert int8_share(result.requested) > 0.85
+    assert result.size_bytes < 0.30 * model.stat().st_size
+    result.engine.unlink()
+
+
+@pytest.mark.parametrize("model", ["maskrcnn_resnet50_fpn"], indirect=True)
+def test_the_work_is_what_torchvision_publishes(model: Path) -> None:
+    """Of a ResNet-50 at 224 x 224, its classifier's 2.05 million included."""
+    models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
+    published = models.ResNet50_Weights.IMAGENET1K_V1.meta["_ops"] * 1e9
+    exported = onnx.load(model)
+    spec = ModelSpec.from_metadata({entry.key: entry.value for entry in exported.metadata_props})
+    body = sum(layer.macs for layer in layer_precisions(exported, spec) if layer.name.startswith("backbone.body"))
+    assert body * (224 * 224) / (128 * 160) + 2048 * 1000 == pytest.approx(published, rel=1e-3)
