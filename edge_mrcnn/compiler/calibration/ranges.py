@@ -24,6 +24,9 @@ Method = Literal["max", "percentile", "entropy", "mse"]
 
 METHODS: tuple[Method, ...] = ("max", "percentile", "entropy", "mse")
 
+PERCENTILE = 99.99
+"""Per cent of the values that method `percentile` keeps, unless it is told otherwise."""
+
 CALIBRATE = "measure them again: edge-mrcnn calibrate model.onnx PICTURES -o ranges.json"
 
 
@@ -58,6 +61,7 @@ class Ranges:
         warnings: What was said about the pictures.
         edge_mrcnn: Version of this package.
         onnxruntime: Version of ONNX Runtime that computed the activations.
+        percentile: Per cent of the values that method `percentile` keeps.
         format: Version of this layout.
     """
 
@@ -70,6 +74,7 @@ class Ranges:
     warnings: tuple[str, ...]
     edge_mrcnn: str
     onnxruntime: str
+    percentile: float = PERCENTILE
     format: int = FORMAT
 
     def symmetric(self, tensor: str) -> float:
@@ -156,7 +161,8 @@ def _read_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     lists = {name: tuple(str(item) for item in fields[name]) for name in ("pictures", "sources", "warnings")}
     texts = {name: str(fields[name]) for name in ("model", "onnx_sha256", "method", "edge_mrcnn", "onnxruntime")}
     tensors = {str(name): _read_tensor(item) for name, item in fields["tensors"].items()}
-    return {**lists, **texts, "tensors": tensors}
+    percentile = float(fields.get("percentile", PERCENTILE))
+    return {**lists, **texts, "percentile": percentile, "tensors": tensors}
 
 
 def _read_tensor(item: Mapping[str, Any]) -> TensorRange:
