@@ -7,6 +7,7 @@ comes before that and answers with what was found, what is needed and the comman
 from __future__ import annotations
 
 import re
+import shlex
 
 import edge_mrcnn
 from edge_mrcnn.device import Gpu
@@ -64,8 +65,16 @@ def rebuild_command(sidecar: EngineSidecar, gpu: Gpu | None) -> str:
         gpu: To build for; None for those that it was built for.
     """
     target = sidecar.target if gpu is None else _target_for(sidecar, gpu)
-    batch = ",".join(map(str, sidecar.batch))
-    return f"edge-mrcnn build model.onnx --target {target} --precision {sidecar.precision} --batch {batch}"
+    precision, batch = f"{sidecar.precision}{_recipe(sidecar)}", ",".join(map(str, sidecar.batch))
+    return f"edge-mrcnn build model.onnx --target {target} --precision {precision} --batch {batch}"
+
+
+def _recipe(sidecar: EngineSidecar) -> str:
+    """The flags that decide the precision of single layers; the ranges file is the user's to name."""
+    recipe = sidecar.recipe
+    ranges = " --ranges ranges.json" if recipe.ranges_sha256 is not None else ""
+    kept = (("--keep-fp16", recipe.keep_fp16), ("--keep-fp32", recipe.keep_fp32))
+    return ranges + "".join(f" {flag} {shlex.join(patterns)}" for flag, patterns in kept if patterns)
 
 
 def _check_version(sidecar: EngineSidecar, version: str, gpu: Gpu) -> None:

@@ -12,7 +12,7 @@ from edge_mrcnn.device import Gpu
 from edge_mrcnn.errors import EngineError
 from edge_mrcnn.gpu.target import parse_target
 from edge_mrcnn.runtime.engine_checks import check_engine, engine_flavour, gpu_class, rebuild_command
-from edge_mrcnn.sidecar import EngineSidecar, plugins_hash
+from edge_mrcnn.sidecar import EngineSidecar, RecipeRecord, plugins_hash
 from tests.runtime.tiny_detector import SPEC
 
 RTX = EngineSidecar(
@@ -129,6 +129,10 @@ def test_what_does_not_fit_is_refused(sidecar: EngineSidecar, version: str, here
 
 def test_a_command_for_the_old_devices_repeats_the_sidecar() -> None:
     assert rebuild_command(RTX, None).endswith("--target rtx:sm_86,sm_89 --precision fp16 --batch 1,1,4")
+    int8 = change(RTX, precision="int8", recipe=RecipeRecord("5" * 64, "mse", 128, ("^stem|head$", "b"), ("c",)))
+    assert rebuild_command(int8, None).endswith(
+        "--precision int8 --ranges ranges.json --keep-fp16 '^stem|head$' b --keep-fp32 c --batch 1,1,4"
+    )
 
 
 @pytest.mark.parametrize(("sidecar", "here"), [(RTX, gpu("x", 75)), (ORIN, gpu("x", 75)), (RTX, gpu("x", 121))])
