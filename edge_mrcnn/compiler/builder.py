@@ -249,19 +249,24 @@ def _build(engine: Path, plan: _Plan) -> tuple[EngineSidecar, int | None]:
             weighted={layer.name: layer.precision for layer in plan.layers},
         )
         built = run_worker(job, plan.target.flavour, Path(folder), plan.options.timeout_s)
-        _check_realised(plan.weighted(built["realised"] or {}))
+        if built["realised"] is not None:
+            _check_realised(plan.weighted(built["realised"]))
         sidecar = plan.sidecar(built)
         publish(part, engine, sidecar)
     return sidecar, built["peak_memory_bytes"]
 
 
 def _check_realised(layers: tuple[LayerInfo, ...]) -> None:
-    """Check that the engine is in the precision asked for, and say which layers are not."""
+    """Check that the engine is in the precision asked for; say which layers are not, and how much is not known."""
     check_realised(layers)
+    total = sum(layer.macs or 0 for layer in layers)
     if wider := find_wider(layers):
-        work, total = (sum(layer.macs or 0 for layer in some) for some in (wider, layers))
+        share = sum(layer.macs or 0 for layer in wider) / total
         names = ", ".join(f"{layer.name} ({layer.realised})" for layer in wider)
-        _log.warning("TensorRT computes %.1f %% of the work in more bits than asked for: %s", 100 * work / total, names)
+        _log.warning("TensorRT computes %.1f %% of the work in more bits than asked for: %s", 100 * share, names)
+    if unknown := [layer for layer in layers if layer.realised is None]:
+        share = sum(layer.macs or 0 for layer in unknown) / total
+        _log.warning("the engine inspector tells nothing of %d layers, %.1f %% of the work", len(unknown), 100 * share)
 
 
 def _find_built(engine: Path, key: str, cache: EngineCache) -> EngineSidecar | None:

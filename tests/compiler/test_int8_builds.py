@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
@@ -149,6 +150,39 @@ def test_a_model_with_qdq_nodes_of_its_own_is_int8_or_nothing(
         build_engine(with_qdq, int8())
 
 
+def test_weights_that_are_transposed_after_they_are_dequantised(
+    rtx: None, with_qdq: Path, options: Options, tmp_path: Path
+) -> None:
+    """As exporters write linear layers."""
+    model = onnx.load(with_qdq)
+    (gemm,) = (node for node in model.graph.node if node.name == "n33")
+    width = next(iter(onnx.numpy_helper.to_array(w) for w in model.graph.initializer if w.name == gemm.input[1])).shape[
+        1
+    ]
+    model.graph.initializer.extend(
+        [
+            onnx.numpy_helper.from_array(np.ones((3, width), np.int8), "codes"),
+            onnx.numpy_helper.from_array(np.float16(0.01), "step"),
+            onnx.numpy_helper.from_array(np.int8(0), "zero"),
+        ]
+    )
+    before = [
+        onnx.helper.make_node("QuantizeLinear", [gemm.input[0], "step", "zero"], ["q"], "q"),
+        onnx.helper.make_node("DequantizeLinear", ["q", "step", "zero"], ["dq"], "dq"),
+        onnx.helper.make_node("DequantizeLinear", ["codes", "step"], ["rows"], "rows"),
+        onnx.helper.make_node("Transpose", ["rows"], ["columns"], "columns", perm=[1, 0]),
+    ]
+    gemm.input[0], gemm.input[1] = "dq", "columns"
+    gemm.attribute.remove(next(attribute for attribute in gemm.attribute if attribute.name == "transB"))
+    at = list(model.graph.node).index(gemm)
+    for node in reversed(before):
+        model.graph.node.insert(at, node)
+    onnx.save(model, with_qdq)
+    result = build_engine(with_qdq, options(precision="int8"), tmp_path / "out")
+    assert "n33" not in result.kept
+    assert weighted(EngineSidecar.load_for(result.engine))["n33"].requested == "int8"
+
+
 def scripted_worker(monkeypatch: pytest.MonkeyPatch, realised: dict[str, str]) -> None:
     """A worker on a machine with a GPU: it has built an engine (an empty file) and looked into it."""
     done = {
@@ -166,10 +200,16 @@ def scripted_worker(monkeypatch: pytest.MonkeyPatch, realised: dict[str, str]) -
 
 
 def test_what_the_engine_realised_is_written_down(
-    rtx: None, tiny_path: Path, int8: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rtx: None,
+    tiny_path: Path,
+    int8: Options,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     scripted_worker(monkeypatch, {**dict.fromkeys(QUANTISED, "int8"), "n24": "float16"})
     result = build_engine(tiny_path, int8(), tmp_path)
+    assert "the engine inspector tells nothing of 6 layers, 3." in caplog.text
     assert result.realised is not None
     assert [(row.precision, row.layers) for row in result.realised] == [("int8", 5), ("unknown", 6), ("float16", 1)]
     assert EngineSidecar.load_for(result.engine).layers[0].realised == "int8"
