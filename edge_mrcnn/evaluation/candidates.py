@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import onnx
 
@@ -14,15 +15,18 @@ from edge_mrcnn.compiler.passes import run_passes
 from edge_mrcnn.compiler.precision import int8_share, layer_precisions, requested_table
 from edge_mrcnn.compiler.preparation import load_model
 from edge_mrcnn.compiler.recipe import Dialect, Recipe
-from edge_mrcnn.errors import CalibrationError
-from edge_mrcnn.evaluation.compare_options import LABELS, CompareOptions
+from edge_mrcnn.errors import CalibrationError, EngineError
+from edge_mrcnn.evaluation.compare_options import CompareOptions
 from edge_mrcnn.evaluation.emulated_runner import EmulatedRunner
 from edge_mrcnn.evaluation.groups import layer_groups
 from edge_mrcnn.runtime.runners import OrtRunner, Runner, open_runner
 from edge_mrcnn.sidecar import EngineSidecar, RecipeRecord, hash_file, sidecar_path
 from edge_mrcnn.spec import ModelSpec
 
-FP32, FP16, INT8, INT8_CPU = LABELS
+FP32: Literal["fp32"] = "fp32"
+FP16: Literal["fp16"] = "fp16"
+INT8: Literal["int8"] = "int8"
+INT8_CPU = "int8-cpu"
 
 _QDQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _INTEGER_OPS = frozenset(
@@ -98,6 +102,8 @@ class _File:
         suffix = path.suffix.lower()
         if suffix not in (".onnx", ".engine"):
             raise ValueError(f"{path} is neither a model.onnx nor an .engine; give one of these")
+        if suffix == ".engine" and not path.is_file():
+            raise EngineError(f"there is no engine {path}; check the path, or build it: edge-mrcnn build model.onnx")
         return cls(path, load_model(path) if suffix == ".onnx" else None)
 
     @property
@@ -141,9 +147,11 @@ class _Opener:
             raise ValueError(
                 f"there is nothing to compare {self.reference.path} with: give --precisions fp32,fp16 or --with FILE"
             )
-        first = self._make(FP32) if made_of_reference else self._open_file(self.reference)
-        made = [self._make(label) for label in labels]
-        return (first, *made, *(self._open_file(_File.read(path)) for path in paths))
+        files = [_File.read(path) for path in paths]
+        recipes = [(label, *self._plan(label)) for label in labels]  # mistakes show before anything is opened
+        first = self._open_file(self.reference, FP32 if made_of_reference else None)
+        made = [self._make(*planned) for planned in recipes]
+        return (first, *made, *(self._open_file(file) for file in files))
 
     def _labels(self) -> tuple[str, ...]:
         if self.options.precisions:
@@ -158,47 +166,49 @@ class _Opener:
             raise ValueError(f"each file must be named once, got {', '.join(map(str, every))}")
         self._names = [path.name for path in every]
 
-    def _make(self, label: str) -> Candidate:
-        """A precision of the model, as it is, emulated or for ONNX Runtime's integer kernels."""
-        path, graph = self._source(label)
-        if label == FP32:
-            return self._open_file(_File(path, graph), label)
-        recipe = self._recipe(label, path, graph)
-        changed = run_passes(graph, recipe, keep_bodies=True)
-        kept = () if label == FP16 else kept_groups(graph, recipe)
-        if label == INT8_CPU:
-            content = changed.SerializeToString()
-            runner: Runner = OrtRunner(path, self.options.threads, content=content)
-            return self._keep(Candidate(label, runner, False, len(content), _share(changed), kept))
-        runner = EmulatedRunner(path, recipe, self.options.threads, model=graph)
-        return self._keep(Candidate(label, runner, True, None, _share(changed), kept))
-
-    def _source(self, label: str) -> tuple[Path, onnx.ModelProto]:
-        """What a precision is made of: int8 of a model that brings Q/DQ nodes is that model."""
-        own = label in (INT8, INT8_CPU) and self.options.ranges is None and self.model.carries_qdq
+    def _plan(self, label: str) -> tuple[_File, Recipe]:
+        """What a precision is made of, and how: int8 of a model that brings Q/DQ nodes is that model."""
+        options = self.options
+        own = label in (INT8, INT8_CPU) and options.ranges is None and self.model.carries_qdq
         file = self.model if own else self.base
-        if file is None or file.graph is None:
+        if file is None:
             raise ValueError(
                 f"{label} is made of an FP32 ONNX file, but {self.reference.path} is {self.reference.kind}; give one: "
                 "--reference model.onnx"
             )
-        return file.path, file.graph
-
-    def _recipe(self, label: str, path: Path, graph: onnx.ModelProto) -> Recipe:
-        options = self.options
+        if label == FP32:
+            return file, Recipe(FP32)
         if label == FP16:
-            return Recipe("fp16", keep_fp32=options.keep_fp32)
-        ranges = None
-        if not _ops(graph) & _QDQ:
-            if options.ranges is None:
-                raise CalibrationError(
-                    f"{label} of {path} needs the ranges of its activations; measure them: edge-mrcnn calibrate {path} "
-                    "PICTURES -o ranges.json, and give them: --ranges ranges.json"
-                )
-            ranges = Ranges.load(options.ranges)
-            ranges.check_model(hash_file(path), path)
+            return file, Recipe(FP16, keep_fp32=options.keep_fp32)
         dialect: Dialect = "ort" if label == INT8_CPU else "tensorrt"
-        return Recipe("int8", ranges, options.keep_fp16, options.keep_fp32, dialect)
+        return file, Recipe(INT8, self._ranges(label, file), options.keep_fp16, options.keep_fp32, dialect)
+
+    def _ranges(self, label: str, file: _File) -> Ranges | None:
+        if file.carries_qdq:
+            return None
+        if self.options.ranges is None:
+            raise CalibrationError(
+                f"{label} of {file.path} needs the ranges of its activations; measure them: edge-mrcnn calibrate "
+                f"{file.path} PICTURES -o ranges.json, and give them: --ranges ranges.json"
+            )
+        ranges = Ranges.load(self.options.ranges)
+        ranges.check_model(hash_file(file.path), file.path)
+        return ranges
+
+    def _make(self, label: str, file: _File, recipe: Recipe) -> Candidate:
+        """A precision of a model: as it is, emulated, or for ONNX Runtime's integer kernels."""
+        if label == FP32 or file.graph is None:
+            return self._open_file(file, label)
+        changed = run_passes(file.graph, recipe, keep_bodies=True)
+        share, kept = _share(changed), () if recipe.ranges is None else kept_groups(file.graph, recipe)
+        content = changed.SerializeToString() if label == INT8_CPU else None
+        runner: Runner
+        if content is not None:
+            runner = OrtRunner(file.path, self.options.threads, content=content)
+        else:
+            runner = EmulatedRunner(file.path, recipe, self.options.threads, model=file.graph)
+        self.stack.callback(runner.close)
+        return Candidate(label, runner, content is None, content and len(content), share, kept)
 
     def _open_file(self, file: _File, label: str | None = None) -> Candidate:
         """A file as it is; where two have the same name, their paths tell them apart."""
@@ -208,7 +218,7 @@ class _Opener:
         self.stack.callback(runner.close)
         quantised = file.graph is not None and not file.plain
         sidecar = EngineSidecar.load_for(path) if _has_sidecar(path, quantised) else None
-        kept = () if sidecar is None else self._kept_by(sidecar.recipe)
+        kept = () if sidecar is None or sidecar.precision != INT8 else self._kept_by(sidecar.recipe)
         share = _sidecar_share(sidecar) if file.graph is None else _share(file.graph)
         return Candidate(label, runner, False, path.stat().st_size, share, kept)
 
@@ -217,10 +227,6 @@ class _Opener:
         if self.base is None or self.base.graph is None:
             return (*record.keep_fp16, *record.keep_fp32)
         return kept_groups(self.base.graph, Recipe("int8", None, record.keep_fp16, record.keep_fp32))
-
-    def _keep(self, candidate: Candidate) -> Candidate:
-        self.stack.callback(candidate.runner.close)
-        return candidate
 
 
 def kept_groups(model: onnx.ModelProto, recipe: Recipe) -> tuple[str, ...]:

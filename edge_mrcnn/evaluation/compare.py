@@ -7,7 +7,6 @@ in turn, since the emulation of a precision takes a core for as long as it likes
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edge_mrcnn.compiler.calibration.pictures import Shot
 from edge_mrcnn.compiler.calibration.ranges import Ranges
 from edge_mrcnn.evaluation.agreement import AgreementMeter
 from edge_mrcnn.evaluation.bench import BenchOptions, DetectorSubject, StageStats, compare
@@ -29,7 +29,7 @@ from edge_mrcnn.evaluation.dataset import LabelledSet
 from edge_mrcnn.evaluation.disagreement import DisagreementGallery
 from edge_mrcnn.evaluation.machine import describe_machine
 from edge_mrcnn.runtime.detector import Detector
-from edge_mrcnn.runtime.preprocess import letterbox
+from edge_mrcnn.runtime.preprocess import letterbox_batch
 
 Picture = npt.NDArray[np.uint8]
 """`(H, W, 3)` uint8, RGB."""
@@ -129,10 +129,10 @@ class _Tally:
         reference = found[self._reference]
         agreements = {label: meter.add(reference, found[label]) for label, meter in self._meters.items()}
         self.gallery.add(picture.name, picture.frame.image, self._reference, agreements)
-        canvas, _ = letterbox(picture.frame.image, self._spec.input_hw)
-        self.calibrated += _picture_hash(canvas) in self._known
+        images, image_hw, _ = letterbox_batch([picture.frame.image], self._spec.input_hw)
+        self.calibrated += Shot(picture.name, images, image_hw).sha256() in self._known
         if len(self.timed) < TIMED_PICTURES:
-            self.timed.append(canvas)
+            self.timed.append(images[0])
 
     def results(self, latency: Mapping[str, StageStats]) -> tuple[CandidateResult, ...]:
         """The figures of each candidate, the reference first."""
@@ -167,11 +167,6 @@ class _Tally:
         reference = matches.pop(self._reference)
         drops = ap_drops(reference, list(matches.values()), self._options.resamples, self._options.seed)
         return accuracy, dict(zip(matches, drops, strict=True))
-
-
-def _picture_hash(canvas: Picture) -> str:
-    """As calibration identifies a picture: by its pixels as the network sees them."""
-    return hashlib.sha256(canvas.tobytes()).hexdigest()
 
 
 def _check_sources(data: Path | None, frames: str | Path | None, options: CompareOptions) -> None:
