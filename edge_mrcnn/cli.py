@@ -21,6 +21,7 @@ VERBS = {
     "build": "build a TensorRT engine from model.onnx",
     "run": "find instances in pictures, videos and cameras",
     "eval": "measure COCO box and mask AP",
+    "compare": "what FP16 and INT8 cost: accuracy, agreement, size, speed",
     "bench": "measure latency, alone or against torchvision",
     "inspect": "show layers, precisions and I/O of a model",
     "doctor": "tell what this machine can run and build",
