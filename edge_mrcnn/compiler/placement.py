@@ -170,7 +170,21 @@ def has_integer_kernel(node: gs.Node) -> bool:
     """Whether ONNX Runtime has an integer kernel on a CPU for a weighted layer."""
     if node.op == "Gemm":
         return not node.attrs.get("transA", 0) and node.attrs.get("alpha", 1.0) == node.attrs.get("beta", 1.0) == 1.0
-    return node.op in ("Conv", "MatMul")
+    return node.op in ("Conv", "MatMul") or (node.op == "ConvTranspose" and only_spreads(node))
+
+
+def only_spreads(node: gs.Node) -> bool:
+    """Whether a transposed convolution's patches neither overlap nor leave gaps, so that it is a 1x1 convolution."""
+    weight, attributes = node.inputs[1], node.attrs
+    if not isinstance(weight, gs.Constant) or len(weight.shape) != 4 or len(weight.outputs) != 1:
+        return False
+    sides = list(weight.shape[2:])
+    plain = all(
+        set(attributes.get(name, [usual])) == {usual}
+        for name, usual in (("pads", 0), ("output_padding", 0), ("dilations", 1))
+    )
+    spreads = sides[0] == sides[1] and attributes.get("strides", [1, 1]) == sides and attributes.get("group", 1) == 1
+    return plain and spreads and attributes.get("auto_pad", "NOTSET") == "NOTSET" and "output_shape" not in attributes
 
 
 def range_source(tensor: gs.Tensor) -> gs.Tensor:

@@ -21,6 +21,7 @@ from edge_mrcnn.compiler.passes.infer_types import infer_types
 from edge_mrcnn.compiler.passes.insert_qdq import insert_qdq
 from edge_mrcnn.compiler.passes.insert_qdq_ort import insert_qdq_ort
 from edge_mrcnn.compiler.passes.remove_function_bodies import remove_function_bodies
+from edge_mrcnn.compiler.passes.split_deconvolution import split_deconvolution
 from edge_mrcnn.compiler.placement import check_keeps
 from edge_mrcnn.compiler.recipe import Recipe
 from edge_mrcnn.spec import ModelSpec
@@ -29,7 +30,7 @@ Pass = Callable[[gs.Graph, ModelSpec], None]
 
 _FIRST: tuple[Pass, ...] = (infer_types, bind_plugins, fold_constants)
 
-_BEFORE_ORT: tuple[Pass, ...] = (fold_normalisation,)
+_BEFORE_ORT: tuple[Pass, ...] = (fold_normalisation, split_deconvolution)
 """What makes ready for integers in dialect `ort`."""
 
 _ORT: tuple[Pass, ...] = (read_bytes,)
@@ -49,6 +50,7 @@ __all__ = [
     "read_bytes",
     "remove_function_bodies",
     "run_passes",
+    "split_deconvolution",
 ]
 
 
