@@ -191,7 +191,12 @@ def _figure(width: int, height: int, alt: str) -> Iterator[Figure]:
     with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()
         # The salt keeps the ids of a page's charts apart.
-        wanted: Any = {"svg.fonttype": "none", "svg.hashsalt": alt, "text.parse_math": False, "font.size": 12}
+        wanted: Any = {
+            "svg.fonttype": "none",
+            "svg.hashsalt": wording.printable(alt),
+            "text.parse_math": False,
+            "font.size": 12,
+        }
         matplotlib.rcParams.update(wanted)
         warnings.filterwarnings("ignore", message="Glyph")  # missing from Matplotlib's font, not from the reader's
         yield Figure(figsize=(width / 72, height / 72), dpi=72, facecolor="none", layout="constrained")
@@ -220,7 +225,7 @@ def _axes(figure: Figure, rows: Sequence[DropRow | Bar]) -> Axes:
 def _write(axes: Axes, text: str, at: tuple[float, float], offset: tuple[int, int], **style: Any) -> None:
     """Text some pixels away from a point."""
     style = {"color": INK, "annotation_clip": False, **style}
-    axes.annotate(text, at, offset, textcoords="offset points", **style)
+    axes.annotate(wording.printable(text), at, offset, textcoords="offset points", **style)
 
 
 def _to_svg(figure: Figure, alt: str) -> str:
@@ -238,7 +243,7 @@ def _to_svg(figure: Figure, alt: str) -> str:
         _adapt(element, used)
     width, height = (root.attrib.pop(side).removesuffix("pt") for side in ("width", "height"))
     style = f"aspect-ratio: {width} / {height}; stroke-linejoin: round"
-    root.attrib.update({"class": "chart", "role": "img", "aria-label": alt, "style": style})
+    root.attrib.update({"class": "chart", "role": "img", "aria-label": wording.printable(alt), "style": style})
     ElementTree.register_namespace("", _SVG)
     ElementTree.register_namespace("xlink", _XLINK)
     return re.sub(r">\s+<", "><", ElementTree.tostring(root, encoding="unicode"))

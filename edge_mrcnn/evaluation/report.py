@@ -150,6 +150,6 @@ def _wrap(lines: Sequence[str]) -> list[str]:
     """Lines of at most `COLUMNS` characters; those that are longer go on indented."""
     return [
         part
-        for line in lines
+        for line in map(wording.printable, lines)
         for part in (textwrap.wrap(line, COLUMNS, subsequent_indent="  ") if len(line) > COLUMNS else [line])
     ]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PICTURE_BYTES = 1_200_000
 """All pictures of a page together, before base64 makes them a third larger; beyond it they are compressed more."""
 
-SHOWN_GROUPS = 20
+SHOWN_GROUPS = 16
 """Layer groups in the chart of sensitivity; the table has all."""
 
 QUIET_DB = 60.0
@@ -87,7 +87,6 @@ def render_page(comparison: PrecisionComparison, sensitivity: SensitivityResult 
         shown_classes=SHOWN_CLASSES,
         sensitivity=sensitivity,
         sensitivity_chart=_draw_sensitivity(sensitivity) if sensitivity else None,
-        shown_groups=SHOWN_GROUPS,
         pictures=[(picture, _sources(picture.jpeg, comparison)) for picture in comparison.disagreements],
         version=edge_mrcnn.__version__,
     )  # fmt: skip
@@ -129,21 +128,12 @@ def _environment() -> Environment:
         loader=PackageLoader("edge_mrcnn.evaluation"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=lambda value: wording.printable(value) if type(value) is str else value,  # what comes from files
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for function in (
-        "show",
-        "show_share",
-        "show_range",
-        "show_size",
-        "show_ms",
-        "show_name",
-        "show_count",
-        "show_db",
-        "judge",
-    ):
-        environment.filters[function] = getattr(wording, function)
+    filters = [name for name in vars(wording) if name == "show" or name.startswith("show_")]
+    environment.filters.update({name: getattr(wording, name) for name in (*filters, "judge")})
     environment.globals.update(
         describe=wording.describe,
         main_drop=wording.main_drop,
@@ -182,7 +172,7 @@ def _draw_costs(results: Sequence[CandidateResult]) -> list[tuple[str, Any]]:
             shares.append(charts.Bar(name, result.int8_share, wording.show_share(result.int8_share, 0), **style))
     kinds = (
         ("File size", sizes, None),
-        ("Latency of the network: median, line to 95 % of runs", times, None),
+        ("Latency: median, line to 95 %", times, None),
         ("Multiply-accumulates in INT8", shares, 1.0),
     )
     return [
@@ -192,11 +182,8 @@ def _draw_costs(results: Sequence[CandidateResult]) -> list[tuple[str, Any]]:
 
 def _draw_sensitivity(sensitivity: SensitivityResult) -> Any:
     """The groups that cost most, longer bars for more noise; None where nothing makes any."""
-    emulated = sensitivity.dialect == "tensorrt"
     rows = [
-        charts.Bar(
-            group.name, max(QUIET_DB - group.snr_db, 0), f"{wording.show(group.snr_db, 1)} dB", emulated=emulated
-        )
+        charts.Bar(group.name, max(QUIET_DB - group.snr_db, 0), wording.show_db(group.snr_db))
         for group in sensitivity.groups[:SHOWN_GROUPS]
         if math.isfinite(group.snr_db)
     ]

@@ -14,6 +14,10 @@ MISSING = "\N{EN DASH}"
 JUDGEMENTS = {"loss": "measurable loss", "even": "no measurable loss", "gain": "measurable gain"}
 """What `judge` says, for people."""
 
+_UNPRINTABLE = re.compile(
+    "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\ud800-\\udfff\\u202a-\\u202e\\u2066-\\u2069\\ufffe\\uffff]"
+)
+
 
 def show(value: float | None, digits: int = 2) -> str:
     """A number with a real minus sign and no negative zero; `MISSING` where there is none."""
@@ -67,13 +71,24 @@ def show_name(label: str) -> str:
     return label.upper() if re.fullmatch(r"(fp32|fp16|int8)(-cpu)?", label) else label
 
 
+def printable(text: str) -> str:
+    """A text without what no page or terminal should get: controls, halves of a pair, changes of direction."""
+    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
 def shorten(name: str, length: int) -> str:
-    """A name that can be printed, with its middle left out where it is long."""
-    clean = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
-    if len(clean) <= length:
-        return clean
+    """A name with its middle left out where it is long."""
+    if len(name) <= length:
+        return name
     tail = length // 2
-    return f"{clean[: length - tail - 1]}\N{HORIZONTAL ELLIPSIS}{clean[-tail:]}"
+    return f"{name[: length - tail - 1]}\N{HORIZONTAL ELLIPSIS}{name[-tail:]}"
+
+
+def show_time(created: str) -> str:
+    """A time in ISO 8601, to the minute."""
+    return re.sub(
+        r"T(\d\d:\d\d)(:[\d.]+)?(Z|\+00:00)?$", lambda found: f" {found[1]}{' UTC' * bool(found[3])}", created
+    )
 
 
 def judge(drop: Interval) -> str:
@@ -129,7 +144,7 @@ def describe(result: CandidateResult, reference: CandidateResult) -> str:
         found.append(_describe_agreement(result.agreement, show_name(reference.label)))
     ratio = size_ratio(result, reference)
     if ratio is not None:
-        found.append(f"takes {show_share(ratio, 0)} of the space" if ratio < 1 else f"is {show(ratio)} times as large")
+        found.append(_describe_size(ratio))
     speed = speed_ratio(result, reference)
     if speed is not None:
         found.append(f"runs {show(speed)} times as fast" if speed >= 1 else f"takes {show(1 / speed)} times as long")
@@ -156,6 +171,12 @@ def _describe_drop(drop: Drop) -> str:
         gained = Interval(-lost.value, -lost.high, -lost.low)
         return f"gains {points} (95\N{NO-BREAK SPACE}%: {show_range(gained)})"
     return f"costs no measurable {what} ({show(lost.value)} points lost, 95\N{NO-BREAK SPACE}%: {show_range(lost)})"
+
+
+def _describe_size(ratio: float) -> str:
+    if 0.995 < ratio < 1.005:
+        return "is as large"
+    return f"takes {show_share(ratio, 0)} of the space" if ratio < 1 else f"is {show(ratio)} times as large"
 
 
 def _describe_agreement(agreement: Agreement, reference: str) -> str:
