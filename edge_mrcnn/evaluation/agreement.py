@@ -96,7 +96,7 @@ class PictureAgreement:
             return "agrees"
         place = int(np.argmax(self.score_shift**2 + (1 - self.overlap) ** 2))
         row, other = self.pairs[place]
-        name = _article(_name(self.reference, row, class_names))
+        name = _article(class_name(class_names, int(self.reference.class_id[row])))
         before, after = self.reference.score[row], self.candidate.score[other]
         parts = []
         if abs(after - before) >= _TELLING_SHIFT:
@@ -232,6 +232,11 @@ def box_iou(boxes: npt.NDArray[np.float32], others: npt.NDArray[np.float32]) -> 
     return np.asarray(np.divide(inner, union, out=equal, where=union > 0))
 
 
+def class_name(class_names: Sequence[str], label: int) -> str:
+    """Name of a label; its number where it has none."""
+    return class_names[label] if 0 <= label < len(class_names) else f"class {label}"
+
+
 class _Mean:
     """A running mean."""
 
@@ -299,13 +304,11 @@ def _count_common(a: Window, b: Window) -> int:
 
 def _name_objects(detections: Detections, rows: npt.NDArray[np.intp], class_names: Sequence[str]) -> str:
     best = sorted(rows.tolist(), key=lambda row: -detections.score[row])
-    named = [f"{_article(_name(detections, row, class_names))} ({detections.score[row]:.2f})" for row in best[:_NAMED]]
+    named = [
+        f"{_article(class_name(class_names, int(detections.class_id[row])))} ({detections.score[row]:.2f})"
+        for row in best[:_NAMED]
+    ]
     return ", ".join(named) + (f" and {len(best) - _NAMED} more" if len(best) > _NAMED else "")
-
-
-def _name(detections: Detections, row: int, class_names: Sequence[str]) -> str:
-    label = int(detections.class_id[row])
-    return class_names[label] if 0 <= label < len(class_names) else f"class {label}"
 
 
 def _article(name: str) -> str:

@@ -117,7 +117,7 @@ class _Tally:
         self._meters = {label: AgreementMeter(options.threshold) for label in others}
         self._rows: dict[str, list[dict[str, Any]]] = {label: [] for label in self._detectors}
         self._known = frozenset(Ranges.load(options.ranges).pictures) if options.ranges is not None else frozenset()
-        self.gallery = DisagreementGallery(options.worst, self._spec.class_names, options.threshold)
+        self.gallery = DisagreementGallery(options.worst, self._reference, self._spec.class_names, options.threshold)
 
     def add(self, picture: ComparedPicture) -> None:
         """Run all candidates on a picture."""
@@ -128,7 +128,7 @@ class _Tally:
                 self._rows[label] += to_results(detections, picture.image_id, self._labelled.categories)
         reference = found[self._reference]
         agreements = {label: meter.add(reference, found[label]) for label, meter in self._meters.items()}
-        self.gallery.add(picture.name, picture.frame.image, self._reference, agreements)
+        self.gallery.add(picture.name, picture.frame.image, agreements)
         images, image_hw, _ = letterbox_batch([picture.frame.image], self._spec.input_hw)
         self.calibrated += Shot(picture.name, images, image_hw).sha256() in self._known
         if len(self.timed) < TIMED_PICTURES:

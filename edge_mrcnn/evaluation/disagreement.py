@@ -13,14 +13,22 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_mrcnn.detections import Detections
-from edge_mrcnn.evaluation.agreement import PictureAgreement
+from edge_mrcnn.evaluation.agreement import PictureAgreement, class_name
 from edge_mrcnn.evaluation.comparison import DisagreementPicture
 from edge_mrcnn.runtime.annotate import annotate
+from edge_mrcnn.runtime.labels import Label, draw_labels
+from edge_mrcnn.runtime.palette import Color
 
 WIDTH = 480
 """Of a drawn picture at most, in pixels: several stand side by side on a page."""
 
 JPEG_QUALITY = 85
+
+RED: Color = (214, 40, 40)
+"""Of the boxes around what is missed or added."""
+
+TEXT_PX = 7.5
+"""Height of a capital letter in their names, that of the detections' own."""
 
 Picture = npt.NDArray[np.uint8]
 """`(H, W, 3)` uint8, RGB."""
@@ -34,32 +42,34 @@ class _Kept:
     place: int  # negative: of equal ones the earlier is kept
     name: str = dataclasses.field(compare=False)
     image: Picture = dataclasses.field(compare=False)
-    found: Mapping[str, Detections] = dataclasses.field(compare=False)
-    what: str = dataclasses.field(compare=False)
+    agreements: Mapping[str, PictureAgreement] = dataclasses.field(compare=False)
 
 
 class DisagreementGallery:
-    """Keeps the pictures on which candidates differ most from the reference; memory is that of those few."""
+    """Keeps the pictures on which candidates differ most from the reference; memory is that of those few.
 
-    def __init__(self, size: int, class_names: Sequence[str], threshold: float) -> None:
+    In a candidate's picture, a red box marks what it adds, and one with a name what it misses.
+    """
+
+    def __init__(self, size: int, reference: str, class_names: Sequence[str], threshold: float) -> None:
         """Begin empty.
 
         Args:
             size: Pictures kept; 0 keeps none.
+            reference: Label of the reference.
             class_names: Name of each label.
             threshold: Score from which detections are drawn.
         """
-        self._size, self._names, self._threshold = size, class_names, threshold
+        self._size, self._reference, self._names, self._threshold = size, reference, class_names, threshold
         self._heap: list[_Kept] = []
         self._seen = 0
 
-    def add(self, name: str, image: Picture, reference: str, agreements: Mapping[str, PictureAgreement]) -> None:
+    def add(self, name: str, image: Picture, agreements: Mapping[str, PictureAgreement]) -> None:
         """Take a picture, unless it disagrees less than those that are kept.
 
         Args:
             name: The picture's.
             image: `(H, W, 3)` uint8 RGB.
-            reference: Label of the reference.
             agreements: Of each candidate with the reference, by label.
         """
         self._seen += 1
@@ -67,30 +77,40 @@ class DisagreementGallery:
         full = len(self._heap) >= self._size
         if disagreement == 0 or not self._size or (full and disagreement <= self._heap[0].disagreement):
             return
-        found = {label: one.candidate for label, one in agreements.items()}
-        first = next(iter(agreements.values())).reference
-        kept = _Kept(
-            disagreement, -self._seen, name, image, {reference: first, **found}, describe(agreements, self._names)
-        )
+        kept = _Kept(disagreement, -self._seen, name, image, dict(agreements))
         (heapq.heapreplace if full else heapq.heappush)(self._heap, kept)
 
     def draw(self) -> tuple[DisagreementPicture, ...]:
         """The pictures, those that disagree most first, with each candidate's detections drawn into a copy."""
         return tuple(
-            DisagreementPicture(
-                kept.name,
-                kept.disagreement,
-                kept.what,
-                {label: self._draw_one(kept.image, found) for label, found in kept.found.items()},
-            )
+            DisagreementPicture(kept.name, kept.disagreement, describe(kept.agreements, self._names), self._draw(kept))
             for kept in sorted(self._heap, reverse=True)
         )
 
-    def _draw_one(self, image: Picture, found: Detections) -> bytes:
+    def _draw(self, kept: _Kept) -> dict[str, bytes]:
+        first = next(iter(kept.agreements.values()))
+        drawn = {self._reference: self._draw_detections(kept.image, first.reference)}
+        for label, one in kept.agreements.items():
+            picture = self._draw_detections(kept.image, one.candidate)
+            self._mark(picture, one, picture.shape[1] / kept.image.shape[1])
+            drawn[label] = picture
+        return {label: _encode(picture) for label, picture in drawn.items()}
+
+    def _draw_detections(self, image: Picture, found: Detections) -> Picture:
         small, shown = _shrink(image, found[found.score >= self._threshold])
-        drawn = cv2.cvtColor(annotate(small, shown, self._names), cv2.COLOR_RGB2BGR)
-        _, jpeg = cv2.imencode(".jpg", drawn, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-        return jpeg.tobytes()
+        return annotate(small, shown, self._names)
+
+    def _mark(self, picture: Picture, one: PictureAgreement, scale: float) -> None:
+        """Boxes around what is added and, with names, around what is missed; drawn into the picture."""
+        missed, extra = one.reference[one.missed], one.candidate[one.extra]
+        for box in (*missed.xyxy, *extra.xyxy):
+            x0, y0, x1, y1 = (round(side) for side in _scale(box, scale))
+            cv2.rectangle(picture, (x0, y0), (x1, y1), RED, 2, cv2.LINE_AA)
+        labels = [
+            Label(f"misses {class_name(self._names, int(label))}", _scale(box, scale), RED)
+            for label, box in zip(missed.class_id, missed.xyxy, strict=True)
+        ]
+        draw_labels(picture, labels, TEXT_PX)
 
 
 def describe(agreements: Mapping[str, PictureAgreement], class_names: Sequence[str]) -> str:
@@ -104,6 +124,16 @@ def describe(agreements: Mapping[str, PictureAgreement], class_names: Sequence[s
         Such as `fp16 agrees; int8 misses a cup (0.71) and adds a fork (0.54)`.
     """
     return "; ".join(f"{label} {one.describe(class_names)}" for label, one in agreements.items())
+
+
+def _scale(box: npt.NDArray[np.float32], scale: float) -> tuple[float, float, float, float]:
+    x0, y0, x1, y1 = (box * scale).tolist()
+    return x0, y0, x1, y1
+
+
+def _encode(picture: Picture) -> bytes:
+    quality = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+    return bytes(cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), quality)[1])
 
 
 def _shrink(image: Picture, found: Detections) -> tuple[Picture, Detections]:

@@ -22,11 +22,11 @@ def fill(gallery: DisagreementGallery, *scores: float) -> None:
     for place, score in enumerate(scores):
         reference = found(*([score] if score else []))
         one = match_detections(reference, found())
-        gallery.add(f"{place}.png", np.full((*HW, 3), place, np.uint8), "fp32", {"int8": one})
+        gallery.add(f"{place}.png", np.full((*HW, 3), place, np.uint8), {"int8": one})
 
 
 def test_the_worst_are_kept_and_come_first() -> None:
-    gallery = DisagreementGallery(3, NAMES, 0.5)
+    gallery = DisagreementGallery(3, "fp32", NAMES, 0.5)
     fill(gallery, 0.6, 0, 0.9, 0.7, 0.55, 0.8)
     drawn = gallery.draw()
     assert [one.name for one in drawn] == ["2.png", "5.png", "3.png"]
@@ -35,29 +35,29 @@ def test_the_worst_are_kept_and_come_first() -> None:
 
 
 def test_of_equal_ones_the_earlier_are_kept() -> None:
-    gallery = DisagreementGallery(2, NAMES, 0.5)
+    gallery = DisagreementGallery(2, "fp32", NAMES, 0.5)
     fill(gallery, 0.75, 0.75, 0.75)
     assert [one.name for one in gallery.draw()] == ["0.png", "1.png"]
 
 
 def test_pictures_that_agree_are_not_shown() -> None:
-    gallery = DisagreementGallery(3, NAMES, 0.5)
+    gallery = DisagreementGallery(3, "fp32", NAMES, 0.5)
     same = match_detections(found(0.9), found(0.9))
-    gallery.add("a.png", np.zeros((*HW, 3), np.uint8), "fp32", {"int8": same})
+    gallery.add("a.png", np.zeros((*HW, 3), np.uint8), {"int8": same})
     assert gallery.draw() == ()
-    nothing = DisagreementGallery(0, NAMES, 0.5)
+    nothing = DisagreementGallery(0, "fp32", NAMES, 0.5)
     fill(nothing, 0.9)
     assert nothing.draw() == ()
 
 
 def test_every_candidate_is_drawn_the_reference_first() -> None:
-    gallery = DisagreementGallery(1, NAMES, 0.5)
+    gallery = DisagreementGallery(1, "fp32", NAMES, 0.5)
     reference = found(0.9, 0.8)
     agreements = {
         "fp16": match_detections(reference, reference),
         "int8": match_detections(reference, found(0.9, 0.1)),
     }
-    gallery.add("a.png", np.full((*HW, 3), 90, np.uint8), "fp32", agreements)
+    gallery.add("a.png", np.full((*HW, 3), 90, np.uint8), agreements)
     (one,) = gallery.draw()
     assert list(one.jpeg) == ["fp32", "fp16", "int8"]
     pictures = {
@@ -67,19 +67,22 @@ def test_every_candidate_is_drawn_the_reference_first() -> None:
     assert np.array_equal(pictures["fp32"], pictures["fp16"])
     changed = np.abs(pictures["int8"][30:48].astype(int) - 90).max(axis=(0, 2)) > 30  # columns, below the labels
     assert changed[2:16].any()
-    assert not changed[24:].any()  # the second mug is below the threshold
+    assert changed[[20, 38]].all()  # the frame around the mug that is missed
+    assert not changed[[*range(24, 34), *range(44, 100)]].any()  # which is not filled
     assert one.what == "fp16 agrees; int8 misses a mug (0.80)"
 
 
 def test_large_pictures_are_shrunk_before_they_are_drawn() -> None:
-    gallery = DisagreementGallery(1, NAMES, 0.5)
+    gallery = DisagreementGallery(1, "fp32", NAMES, 0.5)
     hw = (720, 1280)
     one = match_detections(found(0.9, hw=hw), found(hw=hw))
-    gallery.add("a.png", np.zeros((*hw, 3), np.uint8), "fp32", {"int8": one})
+    gallery.add("a.png", np.zeros((*hw, 3), np.uint8), {"int8": one})
     data = gallery.draw()[0].jpeg["fp32"]
     picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     assert picture.shape == (270, 480, 3)
-    assert picture[3:15, 1:6].max() > 60  # the mask, at its shrunken place
+    assert picture[4:15, 1:5].max() > 60  # the mask, at its shrunken place
+    missing = cv2.imdecode(np.frombuffer(gallery.draw()[0].jpeg["int8"], np.uint8), cv2.IMREAD_COLOR)
+    assert missing[2:19, 7, 2].max() > 120  # the red frame around it
     assert len(data) < 20_000
 
 
