@@ -35,6 +35,8 @@ def command(
         html: Where a report goes, one HTML file with charts and the pictures that differ most.
         json_target: Where the result goes as JSON.
     """
+    if html is not None and not html.parent.is_dir():
+        raise ValueError(f"--report {html}: there is no folder {html.parent}; make it first")
     result = compare_precisions(model, data=data, frames=frames, others=others, reference=reference, options=options)
     if html is not None:
         write_report(result, html)

@@ -53,6 +53,7 @@ def test_frames_give_agreement_with_files(tmp_path: Path, capsys: pytest.Capture
         ([], 2, "either labelled pictures or frames, got neither: --data val.json or --frames clip.mp4"),
         (["--data", str(VAL), "--precisions", "int8"], 1, "edge-mrcnn calibrate"),
         (["--data", str(VAL), "--precisions", "fp32"], 2, "nothing to compare"),
+        (["--data", str(VAL), "--report", "no/report.html"], 2, "--report no/report.html: there is no folder no"),
         (["--frames", "no.mp4", "--precisions", "fp32", "--with", "no.onnx"], 1, "there is no file no.onnx"),
     ],
 )
