@@ -156,7 +156,7 @@ def _check_realised(layers: Sequence[LayerInfo]) -> None:
             f"int8 was asked for, but ONNX Runtime computes none of the {asked} int8 layers in integers on this CPU; "
             "model.onnx in float32 runs faster here, or a newer onnxruntime may have the kernels"
         )
-    check_realised(layers, by="ONNX Runtime")
+    check_realised(layers, by="ONNX Runtime", instead="run model.onnx as it is")
     if wider := find_wider(layers):
         _log.warning(
             "ONNX Runtime computes %d layers in float32 though int8 was asked for: %s",

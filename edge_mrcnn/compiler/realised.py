@@ -75,12 +75,13 @@ def find_wider(layers: Iterable[LayerInfo]) -> tuple[LayerInfo, ...]:
     )
 
 
-def check_realised(layers: Sequence[LayerInfo], by: str = "TensorRT") -> None:
+def check_realised(layers: Sequence[LayerInfo], by: str = "TensorRT", instead: str | None = None) -> None:
     """Check that what was built computes in the precisions that were asked for, by work.
 
     Args:
         layers: With weights, and what was realised of them; what is not known is not held against it.
         by: Who computes; named in the error.
+        instead: What to do instead; by default to build it in more bits.
 
     Raises:
         EngineError: Of the work asked for in a precision, less than `LEAST_REALISED` is in it.
@@ -94,8 +95,8 @@ def check_realised(layers: Sequence[LayerInfo], by: str = "TensorRT") -> None:
             keep = "fp16" if precision == "int8" else "fp32"
             raise EngineError(
                 f"{precision} was asked for, but {by} computes {missed / total:.0%} of that work in more bits: "
-                f"{len(wider)} of {len(asked)} layers, such as {names}; ask for what is faster here: --precision "
-                f"{keep}, or name these layers in --keep-{keep}"
+                f"{len(wider)} of {len(asked)} layers, such as {names}; ask for what is faster here: "
+                f"{instead or f'--precision {keep}'}, or name these layers in --keep-{keep}"
             )
 
 

@@ -28,7 +28,7 @@ from tests.compiler.tiny_model import SPEC, feeds
 
 Options = Callable[..., BuildOptions]
 
-QUANTISED = {"n11", "n14", "n17", "n31"}
+QUANTISED = {"n11", "n14", "n17", "n31", "n37"}
 
 
 @pytest.fixture
@@ -47,10 +47,10 @@ def test_a_model_with_its_sidecar(tiny_path: Path, tiny_ranges: Path, cpu: Optio
     assert sidecar.recipe == RecipeRecord(hash_file(tiny_ranges), "max", 0, (), ())
     assert {layer.name for layer in sidecar.layers if layer.realised == "int8"} == QUANTISED
     assert all(layer.realised == layer.requested for layer in sidecar.layers)
-    assert [(row.precision, row.layers) for row in sidecar.requested] == [("int8", 4), ("float32", 8)]
+    assert [(row.precision, row.layers) for row in sidecar.requested] == [("int8", 5), ("float32", 7)]
     assert sidecar.realised == sidecar.requested
     assert (result.realised, result.peak_memory_bytes) == (sidecar.realised, None)
-    assert len(result.kept) == 8
+    assert len(result.kept) == 7
 
 
 def test_it_runs_and_computes_nearly_the_same(tiny_path: Path, cpu: Options, tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_layers_that_are_to_be_kept_are_float32(tiny_path: Path, cpu: Options, t
     result = build_engine(tiny_path, cpu(keep_fp16=("^n11$",), keep_fp32=("^n31$",)), tmp_path)
     assert {"n11", "n31"} < set(result.kept)
     precisions = read_runtime_graph(result.engine)
-    assert {name for name, precision in precisions.items() if precision == "int8"} == {"n14", "n17"}
+    assert {name for name, precision in precisions.items() if precision == "int8"} == {"n14", "n17", "n37"}
     assert precisions["n11"] == precisions["n31"] == "float32"
 
 
@@ -80,7 +80,7 @@ def test_the_graph_that_runs_is_read_whatever_is_fused(tiny_path: Path) -> None:
     """Relu is fused into n17 and, under another name, into n31."""
     precisions = read_runtime_graph(tiny_path)
     assert set(precisions.values()) == {"float32"}
-    assert {*QUANTISED, "n37", "n39"} < set(precisions)
+    assert {*QUANTISED, "n39"} < set(precisions)
 
 
 def test_the_bundled_model_finds_things(options: Options, tmp_path: Path) -> None:
@@ -95,8 +95,14 @@ def test_the_bundled_model_finds_things(options: Options, tmp_path: Path) -> Non
     sure = expected[expected.score > 0.8]
     assert len(sure) >= 2
     for box, label in zip(sure.xyxy, sure.class_id, strict=True):
-        same = found.xyxy[found.class_id == label]
-        assert np.abs(same - box).max(axis=1).min() < 6, "each is found again, to a few pixels"
+        assert overlap(box, found.xyxy[found.class_id == label]).max() > 0.8, "each is found again"
+
+
+def overlap(box: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """IoU of a box with others."""
+    corner, end = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
+    common = np.prod(np.clip(end - corner, 0, None), axis=1)
+    return common / (np.prod(others[:, 2:] - others[:, :2], axis=1) + np.prod(box[2:] - box[:2]) - common)
 
 
 def break_kernels(monkeypatch: pytest.MonkeyPatch, *lost: str) -> None:
@@ -109,7 +115,7 @@ def test_a_model_that_is_computed_in_float32_is_refused(
     tiny_path: Path, cpu: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     break_kernels(monkeypatch, *QUANTISED)
-    with pytest.raises(EngineError, match=r"ONNX Runtime computes none of the 4 int8 layers in integers on this CPU"):
+    with pytest.raises(EngineError, match=r"ONNX Runtime computes none of the 5 int8 layers in integers on this CPU"):
         build_engine(tiny_path, cpu(), tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
 
@@ -119,7 +125,8 @@ def test_one_that_is_so_for_the_larger_part_too(
 ) -> None:
     break_kernels(monkeypatch, "n14")
     with pytest.raises(
-        EngineError, match=r"but ONNX Runtime computes 30% of that work in more bits: .* n14; .*--keep-fp16"
+        EngineError,
+        match=r"ONNX Runtime computes 29% of that work .* n14; .*: run model.onnx as it is, or .*--keep-fp16",
     ):
         build_engine(tiny_path, cpu(), tmp_path / "out")
 
