@@ -109,13 +109,15 @@ def test_a_wheel_has_the_library_and_is_for_one_platform(machine: Machine) -> No
 
 
 @pytest.mark.parametrize("headers", ["", "10.3.0"])
-def test_a_wheel_has_the_sources_of_every_kernel(machine: Machine, headers: str) -> None:
+def test_a_wheel_has_the_sources_of_every_kernel_and_the_templates(machine: Machine, headers: str) -> None:
     machine.install_tools(headers)
     names = set(machine.build_wheel().namelist())
     sources = [path.relative_to(ROOT) for path in (ROOT / "plugins").rglob("*.cuh")]
     assert len(sources) > 10
     assert {f"edge_mrcnn/{path}" for path in sources} <= names
     assert not [name for name in names if name.endswith((".cpp", ".cu", ".hpp"))], "what NVRTC does not need"
+    templates = {f"edge_mrcnn/evaluation/templates/{name}" for name in ("report.html.j2", "report.css")}
+    assert templates <= names, "what the report is made of"
 
 
 LEFT_OUT = [
