@@ -150,6 +150,27 @@ class SensitivityResult:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {**fields, "together": self.together.to_dict(), "groups": [group.to_dict() for group in self.groups]}
 
+    def to_svg(self) -> str:
+        """The result as a bar chart; the longer a bar, the more noise.
+
+        Raises:
+            EdgeMrcnnError: Matplotlib is not installed.
+        """
+        from edge_mrcnn.evaluation import charts  # Matplotlib takes a second
+
+        rows = [
+            charts.Bar(
+                group.name,
+                max(_QUIETEST - group.snr_db, 0.0),
+                f"{_decibels(group.snr_db).strip()} dB",
+                emulated=self.dialect == "tensorrt",
+                quiet=group is self.together,
+            )
+            for group in (self.together, *self.groups)
+        ]
+        title = "Noise with one group of layers quantised, as signal-to-noise ratio"
+        return charts.draw_bars(rows, f"{title}: {'; '.join(f'{row.name} {row.text}' for row in rows)}.")
+
     def lines(self) -> list[str]:
         """The result as lines of a text table; the longer a bar, the more noise."""
         rows = [self.together, *self.groups]
