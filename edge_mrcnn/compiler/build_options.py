@@ -21,7 +21,8 @@ class BuildOptions:
     target: str | None = None
     """TensorRT and GPUs to build for: `rtx` (any RTX GPU from Ampere on), `rtx:sm_86,sm_89`, `rtx:current`, `tensorrt`
     (the full one, for this machine's GPU) or `current`; or `cpu`, which with int8 gives an ONNX file for ONNX Runtime's
-    integer kernels. By default what this machine can do: `tensorrt` where it and a GPU are there, else `rtx`."""
+    integer kernels, of any batch and without a cache. By default what this machine can do: `tensorrt` where it and a
+    GPU are there, else `rtx`."""
 
     ranges: Path | None = None
     """Ranges of the model's activations, from `edge-mrcnn calibrate`; for int8, unless the model brings Q/DQ nodes of

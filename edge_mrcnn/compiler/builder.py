@@ -165,6 +165,7 @@ class _Plan:
             "onnx": self.onnx_sha256,
             "bound": hashlib.sha256(self.bound).hexdigest(),
             "precision": self.options.precision,
+            "recipe": dataclasses.asdict(self.record),  # the sidecar names the ranges, whatever they round to
             "target": str(self.target),
             "batch": parse_batch(self.options.batch),
             "workspace": self.options.workspace,

@@ -187,7 +187,13 @@ def _inspect_onnx(path: Path) -> Inspection:
         "functions": ", ".join(function.name for function in model.functions) or None,
     }
     weights = {weight.name for weight in model.graph.initializer}
-    requested = requested_table(layer_precisions(model, spec)) if spec is not None else ()
+    notes: tuple[str, ...] = () if spec else (NO_SPEC,)
+    requested: tuple[PrecisionShare, ...] = ()
+    if spec is not None:
+        try:
+            requested = requested_table(layer_precisions(model, spec))
+        except ValueError as error:
+            notes = (str(error),)
     found = Inspection(
         str(path),
         "edge_mrcnn model" if spec else "onnx",
@@ -196,7 +202,7 @@ def _inspect_onnx(path: Path) -> Inspection:
         inputs=tuple(describe_value(value) for value in model.graph.input if value.name not in weights),
         outputs=tuple(describe_value(value) for value in model.graph.output),
         custom_ops=tuple(_custom_op(node) for node in model.graph.node if node.domain == DOMAIN),
-        notes=() if spec else (NO_SPEC,),
+        notes=notes,
         requested=requested,
         layers=_list_nodes(infer_model(model, strict=False)),
     )

@@ -82,6 +82,16 @@ def test_an_engine_by_its_sidecar(
     assert len(found.lines(every_layer=True)) > len(found.lines())
 
 
+def test_a_model_of_ours_whose_work_cannot_be_counted(tmp_path: Path, tiny: onnx.ModelProto) -> None:
+    path = tmp_path / "odd.onnx"
+    next(node for node in tiny.graph.node if node.op_type == "MaxPool").op_type = "Unknown"
+    onnx.save(tiny, path)
+    found = inspect(path)
+    assert (found.kind, found.requested) == ("edge_mrcnn model", ())
+    assert "node 'n14' (Conv): the shape of t13, t14 is not known" in found.notes[0]
+    assert "work by precision" not in "\n".join(found.lines())
+
+
 @pytest.fixture
 def engine(tmp_path: Path) -> Path:
     path = tmp_path / "a.engine"

@@ -120,6 +120,9 @@ def test_other_ranges_and_other_layers_to_keep_make_another_engine(
     assert build_engine(tiny_path, int8(), tmp_path / "b").cached
     assert not build_engine(tiny_path, int8(ranges=changed), tmp_path / "c").cached
     assert not build_engine(tiny_path, int8(keep_fp16=("n11",)), tmp_path / "d").cached
+    dataclasses.replace(ranges, pictures=("0" * 64,)).save(changed)
+    again = build_engine(tiny_path, int8(ranges=changed), tmp_path / "e")
+    assert EngineSidecar.load_for(again.engine).recipe.pictures == 1, "though they round to the same"
 
 
 @pytest.fixture
