@@ -13,7 +13,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,18 +58,23 @@ def prepare(folder: Path, calibration: Path) -> Row:
 
 
 def quantise_all(subjects: Sequence[Subject], common: Row, folder: Path, modelopt: Path | None) -> list[Row]:
-    """Run the tools one after the other; a row each."""
+    """Run the tools one after the other; a row each. What lies in the folder already is taken as it is."""
     rows: list[Row] = []
-    for number, subject in enumerate(subjects):
-        row: Row = {**dataclasses.asdict(subject), "path": str(folder / f"{number}.onnx")}
-        if subject.tool == "modelopt" and modelopt is None:
+    for subject in subjects:
+        base = folder / re.sub(r"\W+", "-", subject.name)
+        row: Row = {**dataclasses.asdict(subject), "path": f"{base}.onnx", "ranges": f"{base}.ranges.json"}
+        record = base.with_suffix(".row.json")
+        if record.exists():
+            row = json.loads(record.read_text(encoding="utf-8"))
+        elif subject.tool == "modelopt" and modelopt is None:
             row["error"] = "skipped: there is no ModelOpt; give its environment's Python with --modelopt-python"
         else:
-            job = {**common, **row, "output": row["path"], "ranges": f"{folder}/{number}.json"}
-            job["exclude"] = common["exclude"] if subject.exclude else []
-            job["pictures"] = subject.pictures or common["pictures"]
-            python = {"python": str(modelopt)} if subject.tool == "modelopt" else {}
-            row |= run_step("quantise", job, **python) | {"ranges": job["ranges"], "pictures": job["pictures"]}
+            row["pictures"] = subject.pictures or common["pictures"]
+            job = {**common, **row, "exclude": common["exclude"] if subject.exclude else []}
+            row |= run_step(
+                "benchmarks.int8_tools.quantise", job, str(modelopt) if subject.tool == "modelopt" else sys.executable
+            )
+            record.write_text(json.dumps(row), encoding="utf-8")
         print(f"{subject.name:64} {row.get('error') or str(row['seconds']) + ' s'}"[:200], flush=True)
         rows.append(row)
     return rows
@@ -80,7 +87,9 @@ def build_all(rows: Sequence[Row]) -> None:
         for row in rows:
             if "error" not in row:
                 job = {"path": row["path"], "reference": str(MODEL)}
-                row["tensorrt"] = run_step("engine", job, environment={"LD_LIBRARY_PATH": libraries}, limit_s=600)
+                row["tensorrt"] = run_step(
+                    "benchmarks.int8_tools.engine", job, environment={"LD_LIBRARY_PATH": libraries}, limit_s=600
+                )
 
 
 def measure_all(rows: list[Row], options: argparse.Namespace) -> Row:
@@ -95,7 +104,7 @@ def measure_all(rows: list[Row], options: argparse.Namespace) -> Row:
         "threads": options.threads,
         "runs": options.runs,
     }
-    found = run_step("judge", job, limit_s=6 * 3600)
+    found = run_step("benchmarks.int8_tools.judge", job, limit_s=6 * 3600)
     if "error" in found:
         raise SystemExit(f"the models could not be evaluated: {found['error']}")
     for row in rows:
@@ -119,6 +128,7 @@ def main() -> None:
     parser.add_argument("--calibration", type=Path, default=CALIBRATION)
     parser.add_argument("--only", default="", metavar="NAME", help="subjects whose name begins so")
     parser.add_argument("--modelopt-python", type=Path, help="python of an environment with nvidia-modelopt[onnx]")
+    parser.add_argument("--folder", type=Path, help="keep what the tools made here, and take up what is there")
     parser.add_argument("--threads", type=int, default=1, help="of evaluation and timing; 0: all cores")
     parser.add_argument("--runs", type=int, default=20, help="rounds of timing")
     parser.add_argument("--output", type=Path, default=RESULTS)
@@ -126,7 +136,9 @@ def main() -> None:
     modelopt = options.modelopt_python if options.modelopt_python and options.modelopt_python.exists() else None
     subjects = [subject for subject in SUBJECTS if subject.name.startswith(options.only)]
     with tempfile.TemporaryDirectory() as name:
-        rows = quantise_all(subjects, prepare(Path(name), options.calibration), Path(name), modelopt)
+        folder = options.folder or Path(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = quantise_all(subjects, prepare(Path(name), options.calibration), folder, modelopt)
         build_all(rows)
         head = measure_all(rows, options)
     for row in rows:  # paths of a folder that is gone

@@ -23,15 +23,15 @@ MIB = 1 << 20
 def run_step(
     module: str,
     job: Row,
-    *,
     python: str = sys.executable,
+    *,
     environment: Mapping[str, str] | None = None,
     limit_s: float = 3600,
 ) -> Row:
     """Run `module` with a job; never raises for what it does.
 
     Args:
-        module: Calls `serve` when it is run.
+        module: Dotted name; calls `serve` when it is run.
         job: Plain data.
         python: Interpreter.
         environment: Added to this process's.
@@ -40,7 +40,7 @@ def run_step(
     with tempfile.TemporaryDirectory() as name:
         given, found, log = Path(name, "job.json"), Path(name, "row.json"), Path(name, "log.txt")
         given.write_text(json.dumps(job), encoding="utf-8")
-        command = [python, "-m", f"benchmarks.int8_tools.{module}", str(given), str(found)]
+        command = [python, "-m", module, str(given), str(found)]
         with log.open("wb") as output:
             try:
                 code: int | None = subprocess.run(

@@ -21,26 +21,28 @@ def quantise(job: Row) -> Row:
     """Make an INT8 model.
 
     Args:
-        job: `tool`, `dialect`, `call`, `prepare`; `model`, `output` and folder `calibration`; `images` and `image_hw`
-            as .npy files with the letterboxed pictures, of which the first `pictures` count; `exclude`, node names.
+        job: `tool`, `dialect`, `call`, `prepare`; `model`, `path` to write, folder `calibration`; `images` and
+            `image_hw`, .npy files with the letterboxed pictures, of which the first `pictures` count; `exclude`, names
+            of nodes; `ranges`, a file for ours.
 
     Returns:
-        `seconds` of the tool without imports, `loaded_mib` after these.
+        `seconds` and `cpu_seconds` of the tool without imports, `loaded_mib` after these.
     """
     begin = time.perf_counter()
     run = TOOLS[job["tool"]](job)
-    loaded, ready = peak_mib(), time.perf_counter()
+    loaded, ready, cpu = peak_mib(), time.perf_counter(), time.process_time()
     try:
         run()
     except Exception as error:  # its time and memory count nevertheless
-        return {"error": f"{type(error).__name__}: {error}", **_spent(begin, ready, loaded)}
-    return _spent(begin, ready, loaded)
+        return {"error": f"{type(error).__name__}: {error}", **_spent(begin, ready, cpu, loaded)}
+    return _spent(begin, ready, cpu, loaded)
 
 
-def _spent(begin: float, ready: float, loaded: int | None) -> Row:
+def _spent(begin: float, ready: float, cpu: float, loaded: int | None) -> Row:
     return {
         "import_seconds": round(ready - begin, 2),
         "seconds": round(time.perf_counter() - ready, 2),
+        "cpu_seconds": round(time.process_time() - cpu, 2),
         "loaded_mib": loaded,
     }
 
@@ -56,7 +58,7 @@ def _edge_mrcnn(job: Row) -> Timed:
         ranges = calibrate(Path(job["model"]), [job["calibration"]])
         ranges.save(Path(job["ranges"]))
         recipe = Recipe("int8", ranges, dialect=job["dialect"])
-        onnx.save(run_passes(onnx.load(job["model"]), recipe), job["output"])
+        onnx.save(run_passes(onnx.load(job["model"]), recipe), job["path"])
 
     return run
 
@@ -76,7 +78,7 @@ def _onnxruntime(job: Row) -> Timed:
     def run() -> None:
         model = _pre_process(job) if job["prepare"] else job["model"]
         excluded = {"nodes_to_exclude": job["exclude"]} if job["exclude"] else {}
-        quantization.quantize_static(model, job["output"], _Reader(job), **call, **excluded)
+        quantization.quantize_static(model, job["path"], _Reader(job), **call, **excluded)
 
     return run
 
@@ -85,7 +87,7 @@ def _pre_process(job: Row) -> str:
     """As the warning of `quantize_static` says."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    prepared = f"{job['output']}.prepared.onnx"
+    prepared = f"{job['path']}.prepared.onnx"
     quant_pre_process(job["model"], prepared, skip_symbolic_shape="without symbolic shapes" in job["prepare"])
     return prepared
 
@@ -117,7 +119,7 @@ def _modelopt(job: Row) -> Timed:
     def run() -> None:
         model = _inline(job) if job["prepare"] == "inline" else job["model"]
         excluded = {"nodes_to_exclude": [f"^{name}$" for name in job["exclude"]]} if job["exclude"] else {}
-        quantize(model, calibration_data=_feeds(job), output_path=job["output"], **job["call"], **excluded)
+        quantize(model, calibration_data=_feeds(job), output_path=job["path"], **job["call"], **excluded)
 
     return run
 
@@ -126,7 +128,7 @@ def _inline(job: Row) -> str:
     import onnx
     import onnx.inliner
 
-    inlined = f"{job['output']}.inlined.onnx"
+    inlined = f"{job['path']}.inlined.onnx"
     onnx.save(onnx.inliner.inline_local_functions(onnx.load(job["model"])), inlined)
     return inlined
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from benchmarks.int8_tools.process import Row
 
-HEADS = ("", "box AP", "mask AP", "drop, box", "drop, mask", "INT8 layers", "MB", "s", "peak MiB", "speed", "TensorRT")
+HEADS = ("", "box AP", "mask AP", "drop, box", "drop, mask", "INT8 layers", "MB", "CPU s", "peak MiB", "speed", "TensorRT")
 
 
 def markdown(rows: Sequence[Row]) -> list[str]:
@@ -27,7 +27,7 @@ def _cells(row: Row) -> list[str]:
         _interval(drop.get("mask")),
         layers,
         _number(row["size"] / 1e6 if "size" in row else None, ".1f"),
-        _number(row.get("seconds"), ".0f"),
+        _number(row.get("cpu_seconds"), ".0f"),
         _number(row.get("peak_mib"), ".0f"),
         _number(row.get("speed_up"), ".2f"),
         _verdict(row.get("tensorrt")),
