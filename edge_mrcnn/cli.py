@@ -18,6 +18,7 @@ VERBS = {
     "train": "fine-tune a model on a COCO-format data set",
     "export": "write model.onnx from a checkpoint",
     "calibrate": "measure activation ranges for INT8",
+    "sensitivity": "rank layers by what INT8 costs them",
     "build": "build a TensorRT engine from model.onnx",
     "run": "find instances in pictures, videos and cameras",
     "eval": "measure COCO box and mask AP",
