@@ -12,7 +12,7 @@ beyond the numbers handed out. What makes this work:
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -71,7 +71,9 @@ _PRIMES = (
 """Distances between sampled values. Primes, so that a sample goes through all rows, columns and channels."""
 
 
-def instrument(model: onnx.ModelProto, tensors: Sequence[str], watched: Sequence[str]) -> onnx.ModelProto:
+def instrument(
+    model: onnx.ModelProto, tensors: Sequence[str], watched: Sequence[str], outputs: Collection[str] = DETECTED
+) -> onnx.ModelProto:
     """Make the measuring graph.
 
     Args:
@@ -79,6 +81,7 @@ def instrument(model: onnx.ModelProto, tensors: Sequence[str], watched: Sequence
         tensors: Those to measure, float, in the graph's order. Outputs number `i`: `statistic_name("low", i)` and
             `("high", i)`, the extremes; `("check", i)`, NaN if and only if a value is; `("sample", i)`, some values.
         watched: More tensors, to check for NaN and infinity only; numbered after `tensors`, without samples.
+        outputs: The network's own outputs to keep; what neither they nor the readers need is taken out.
 
     Returns:
         A graph without function bodies, with the input `OFFSET` besides the network's, whose heads always see data: all
@@ -93,7 +96,7 @@ def instrument(model: onnx.ModelProto, tensors: Sequence[str], watched: Sequence
     readers: list[list[onnx.NodeProto]] = []
     for index, tensor in enumerate([*tensors, *watched]):
         readers.append(_read(tensor, index, sampled=index < len(tensors)))
-    kept = [output for output in graph.output if output.name in DETECTED]
+    kept = [output for output in graph.output if output.name in outputs]
     del graph.output[:]
     graph.output.extend(kept)
     for nodes in reversed(readers):
