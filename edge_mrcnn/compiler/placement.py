@@ -267,9 +267,17 @@ def _is_constant(tensor: gs.Tensor) -> bool:
 
     An input left out counts as known.
     """
-    if isinstance(tensor, gs.Constant) or tensor.is_empty():
-        return True
-    return bool(tensor.inputs) and all(_is_constant(given) for given in tensor.inputs[0].inputs)
+    seen: set[int] = set()
+    waiting = [tensor]
+    while waiting:
+        given = waiting.pop()
+        if isinstance(given, gs.Constant) or given.is_empty() or id(given) in seen:
+            continue
+        if not given.inputs:
+            return False
+        seen.add(id(given))
+        waiting += given.inputs[0].inputs
+    return True
 
 
 def _as_graph(graph: gs.Graph | onnx.ModelProto) -> gs.Graph:

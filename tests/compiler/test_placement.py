@@ -64,6 +64,15 @@ def test_a_product_of_two_activations_has_no_weights() -> None:
     assert [node.name for node in weighted_nodes(model)] == ["by_weights"]
 
 
+def test_a_network_may_be_deeper_than_pythons_stack() -> None:
+    names = [f"t{index}" for index in range(2001)]
+    nodes = [onnx.helper.make_node("Relu", [a], [b]) for a, b in zip(names, names[1:], strict=False)]
+    product = onnx.helper.make_node("MatMul", ["t0", names[-1]], ["y"])
+    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2, 2]) for name in ("t0", "y")]
+    graph = onnx.helper.make_graph([*nodes, product], "deep", values[:1], values[1:])
+    assert weighted_nodes(onnx.helper.make_model(graph)) == ()
+
+
 def test_tensorrt_wants_what_layers_read_and_the_branch_that_is_not_fused(residual: gs.Graph) -> None:
     placed = tensorrt_tensors(residual, quantisable_nodes(residual))
     # The later convolution of the block hosts its add: `down`. The last add has no host, since j is read twice.
