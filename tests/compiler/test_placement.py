@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def test_a_product_of_two_activations_has_no_weights() -> None:
 
 def test_a_network_may_be_deeper_than_pythons_stack() -> None:
     names = [f"t{index}" for index in range(2001)]
-    nodes = [onnx.helper.make_node("Relu", [a], [b]) for a, b in zip(names, names[1:], strict=False)]
+    nodes = [onnx.helper.make_node("Relu", [a], [b]) for a, b in itertools.pairwise(names)]
     product = onnx.helper.make_node("MatMul", ["t0", names[-1]], ["y"])
     values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2, 2]) for name in ("t0", "y")]
     graph = onnx.helper.make_graph([*nodes, product], "deep", values[:1], values[1:])
