@@ -50,7 +50,7 @@ def _spent(begin: float, ready: float, cpu: float, loaded: int | None) -> Row:
 def _edge_mrcnn(job: Row) -> Timed:
     import onnx
 
-    from edge_mrcnn.compiler.calibration import calibrate
+    from edge_mrcnn.compiler.calibration.calibrate import calibrate
     from edge_mrcnn.compiler.passes import run_passes
     from edge_mrcnn.compiler.recipe import Recipe
 
