@@ -26,6 +26,9 @@ from edge_mrcnn.runtime.sources import open_source
 SAMPLES = 1 << 16
 """Numbers kept of a tensor and picture: they tell its noise to a hundredth of a decibel, at bounded memory."""
 
+OVERFLOW = 1e6
+"""Share of noise, -60 dB, that stands for values beyond float16 and for more than itself."""
+
 ROIS = 100
 """Most boxes that the heads are given of a picture: the best ones, as the reference chose them."""
 
@@ -94,8 +97,8 @@ class NoiseMeter:
         with _CutNetwork(self._path, changed, config, self._threads) as runner:
             for feeds, reference in zip(self._feeds, self._reference, strict=True):
                 found = runner.sample(feeds)
-                noise += [np.square(found[tap][at] - reference[tap][at]).sum() for tap, at in self._places()]
-        shares = [_share(*pair) for pair in zip(noise, self._signal, strict=True)]
+                noise += [_squares(found[tap][at], reference[tap][at]) for tap, at in self._places()]
+        shares = [_share(*pair) for pair in zip(noise.tolist(), self._signal, strict=True)]
         places = [tap for tap, _ in self._places()]
         return Shares(
             {
@@ -198,6 +201,10 @@ def _pick(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     return np.array(flat, np.float32)
 
 
+def _squares(found: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]) -> float:
+    return float(np.square(found.astype(np.float64) - reference).sum())
+
+
 def _power(pictures: list[npt.NDArray[np.float32]]) -> float:
     """Sum of squares around the mean."""
     count = sum(len(values) for values in pictures)
@@ -206,4 +213,7 @@ def _power(pictures: list[npt.NDArray[np.float32]]) -> float:
 
 
 def _share(noise: float, signal: float) -> float:
-    return float(noise / signal) if signal > 0 else float(noise > 0)
+    """Noise by signal; what is infinite or no number counts as the most."""
+    if not math.isfinite(noise):
+        return OVERFLOW
+    return min(noise / signal, OVERFLOW) if signal > 0 else float(noise > 0)

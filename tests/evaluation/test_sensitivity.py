@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 from edge_mrcnn.compiler.calibration.ranges import METHODS, Ranges
 from edge_mrcnn.compiler.passes import run_passes
@@ -175,3 +176,16 @@ def test_data_without_pictures_is_refused(tiny: tuple[Path, Ranges], tmp_path: P
 def test_numbers_are_positive(name: str) -> None:
     with pytest.raises(ValueError, match=rf"SensitivityOptions\.{name} must be at least 1, got 0"):
         SensitivityOptions(**{name: 0})
+
+
+def test_an_overflow_is_the_most_noise(tmp_path: Path) -> None:
+    """Weights that float16 holds, but not what comes of them."""
+    model = build_tiny_model()
+    at = {node.name: node for node in model.graph.node}["n31"].input[1]
+    weight = next(one for one in model.graph.initializer if one.name == at)
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(50000), at))
+    path = tmp_path / "large.onnx"
+    onnx.save(model, path)
+    shares = NoiseMeter(path, model, read_frames(IMAGES, 1), 1).measure(Recipe("fp16"))
+    assert to_decibels(shares.by_tap["class logits"]) == pytest.approx(-60)
+    assert to_decibels(shares.by_tap["features"]) > 40
