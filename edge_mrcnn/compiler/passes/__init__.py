@@ -20,6 +20,7 @@ from edge_mrcnn.compiler.passes.fold_normalisation import fold_normalisation, re
 from edge_mrcnn.compiler.passes.infer_types import infer_types
 from edge_mrcnn.compiler.passes.insert_qdq import insert_qdq
 from edge_mrcnn.compiler.passes.insert_qdq_ort import insert_qdq_ort
+from edge_mrcnn.compiler.passes.pool_codes import pool_codes
 from edge_mrcnn.compiler.passes.remove_function_bodies import remove_function_bodies
 from edge_mrcnn.compiler.passes.split_deconvolution import split_deconvolution
 from edge_mrcnn.compiler.placement import check_keeps
@@ -33,7 +34,7 @@ _FIRST: tuple[Pass, ...] = (infer_types, bind_plugins, fold_constants)
 _BEFORE_ORT: tuple[Pass, ...] = (fold_normalisation, split_deconvolution)
 """What makes ready for integers in dialect `ort`."""
 
-_ORT: tuple[Pass, ...] = (read_bytes,)
+_ORT: tuple[Pass, ...] = (read_bytes, pool_codes)
 """What follows on the Q/DQ nodes of dialect `ort`."""
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "insert_qdq",
     "insert_qdq_ort",
     "passes_of",
+    "pool_codes",
     "read_bytes",
     "remove_function_bodies",
     "run_passes",

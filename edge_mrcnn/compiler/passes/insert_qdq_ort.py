@@ -24,8 +24,9 @@ from edge_mrcnn.compiler.passes.qdq_nodes import (
     layers_to_quantise,
     require_ranges,
 )
-from edge_mrcnn.compiler.placement import WEIGHTED, activated, ort_placement
+from edge_mrcnn.compiler.placement import WEIGHTED, OrtPlacement, activated, ort_placement
 from edge_mrcnn.compiler.recipe import Recipe
+from edge_mrcnn.ops import DOMAIN, PYRAMID_ROI_ALIGN
 from edge_mrcnn.spec import ModelSpec
 
 _log = logging.getLogger(__name__)
@@ -54,8 +55,8 @@ def insert_qdq_ort(graph: gs.Graph, spec: ModelSpec, recipe: Recipe) -> None:
         return
     ranges = require_ranges(recipe, spec)
     placement = ort_placement(graph, layers_to_quantise(graph, recipe))
-    tensors = graph.tensors()
-    scales = {name: affine_scale(*_interval(tensors[source], ranges)) for name, source in placement.ranges.items()}
+    intervals = _intervals(graph, placement, ranges)
+    scales = {name: affine_scale(*intervals[source]) for name, source in placement.ranges.items()}
     for node in placement.nodes:
         _drop_activation(node, graph, scales)
     layers = [node for node in placement.nodes if node.op in WEIGHTED]
@@ -66,9 +67,24 @@ def insert_qdq_ort(graph: gs.Graph, spec: ModelSpec, recipe: Recipe) -> None:
     writer.finish()
 
 
-def _interval(tensor: gs.Tensor, ranges: Ranges) -> tuple[float, float]:
-    """What uint8 is to hold of a tensor: what was measured, but of a picture's bytes (`fold_normalisation`) all."""
-    return ranges.affine(tensor.name) if bytes_of(tensor) is None else (float(-ZERO), float(255 - ZERO))
+def _intervals(graph: gs.Graph, placement: OrtPlacement, ranges: Ranges) -> dict[str, tuple[float, float]]:
+    """What uint8 is to hold of each tensor that was measured; of a picture's bytes (`fold_normalisation`) all.
+
+    The features of all levels of a pooling share an interval, so that they can be one table (`pool_codes`). Not where
+    one comes from an activation: that could not be left to rounding any more.
+    """
+    tensors, sources = graph.tensors(), set(placement.ranges.values())
+    bytes_read = {name for name in sources if bytes_of(tensors[name]) is not None}
+    found = {name: (float(-ZERO), float(255 - ZERO)) if name in bytes_read else ranges.affine(name) for name in sources}
+    for node in graph.nodes:
+        if node.op == PYRAMID_ROI_ALIGN.name and node.domain == DOMAIN:
+            features = [placement.ranges[x.name] for x in node.inputs[1:] if x.name in placement.ranges]
+            makers = [maker.op for name in features for maker in tensors[name].inputs]
+            if not features or "Relu" in makers or "Clip" in makers:
+                continue
+            lows, highs = [found[name][0] for name in features], [found[name][1] for name in features]
+            found.update((name, (min(lows), max(highs))) for name in features)
+    return found
 
 
 def _drop_activation(node: gs.Node, graph: gs.Graph, scales: Mapping[str, Scale]) -> None:
