@@ -32,6 +32,9 @@ _NAMED = 3
 _TELLING_SHIFT, _TELLING_IOU = 0.1, 0.9
 """A score moved further, or a mask that overlaps less, is worth a word where no object is missing."""
 
+_VISIBLE = 0.01
+"""Smaller differences are not spoken of."""
+
 
 @dataclass(frozen=True)
 class PictureAgreement:
@@ -104,9 +107,13 @@ class PictureAgreement:
         what = "box" if self.mask_iou is None else "mask"
         if self.overlap[place] < _TELLING_IOU:
             parts.append(f"draws another {what} of {name} (IoU {self.overlap[place]:.2f})")
-        largest = np.abs(self.score_shift).max()
-        slightly = f"agrees but for scores by up to {largest:.2f} and a {what} IoU of {self.overlap.min():.2f}"
-        return " and ".join(parts) or slightly
+        return " and ".join(parts) or self._describe_slightly(what)
+
+    def _describe_slightly(self, what: str) -> str:
+        largest, least = np.abs(self.score_shift).max(), self.overlap.min()
+        parts = [f"scores by up to {largest:.2f}"] if largest >= _VISIBLE else []
+        parts += [f"a {what} IoU of {least:.2f}"] if 1 - least >= _VISIBLE else []
+        return "agrees" + (f" but for {' and '.join(parts)}" if parts else "")
 
 
 class AgreementMeter:

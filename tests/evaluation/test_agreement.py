@@ -76,8 +76,10 @@ def test_a_score_that_collapses_is_a_loss_and_one_that_rises_is_nothing_new() ->
 
 
 def test_slight_differences_are_told_as_such() -> None:
-    assert describe(detections(MUG), detections((1, 0.87, 0))) == (
-        "agrees but for scores by up to 0.03 and a mask IoU of 1.00"
+    assert describe(detections(MUG), detections((1, 0.897, 0))) == "agrees"
+    assert describe(detections(MUG), detections((1, 0.87, 0))) == "agrees but for scores by up to 0.03"
+    assert describe(detections(MUG, masks=False), detections((1, 0.87, 1), masks=False)) == (
+        "agrees but for scores by up to 0.03 and a box IoU of 0.95"
     )
 
 
