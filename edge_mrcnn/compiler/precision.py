@@ -51,16 +51,18 @@ def layer_precisions(model: onnx.ModelProto, spec: ModelSpec) -> tuple[LayerPrec
         spec: Its canvas stands in for sides that the graph leaves open.
 
     Returns:
-        Each Conv, ConvTranspose, Gemm and MatMul, in the graph's order; those in function bodies are not layers.
+        Each Conv, ConvTranspose, Gemm and MatMul with weights, in the graph's order; those in function bodies are not
+        layers.
 
     Raises:
         ValueError: The work of a layer cannot be told, as shapes are missing.
     """
     types = _infer_single_picture(model, spec)
     producers = {name: node for node in model.graph.node for name in node.output}
+    activations = _find_activations(model.graph)
     found = []
     for node in model.graph.node:
-        if node.op_type in _MACS and not node.domain:
+        if node.op_type in _MACS and not node.domain and node.input[1] not in activations:
             macs = _count_macs(node, types)
             found.append(LayerPrecision(node.name, node.op_type, _precision(node, types, producers), macs))
     return tuple(found)
@@ -77,6 +79,16 @@ class _TensorType:
 
     element: int
     shape: Shape | None
+
+
+def _find_activations(graph: onnx.GraphProto) -> set[str]:
+    """The tensors that are known only when a picture is: a layer with one for its weight has no weights."""
+    weights = {weight.name for weight in graph.initializer}
+    found = {value.name for value in graph.input} - weights
+    for node in graph.node:
+        if found.intersection(node.input):
+            found.update(node.output)
+    return found
 
 
 def _precision(node: onnx.NodeProto, types: Mapping[str, _TensorType], producers: Mapping[str, onnx.NodeProto]) -> str:
@@ -137,7 +149,8 @@ def _infer_single_picture(model: onnx.ModelProto, spec: ModelSpec) -> dict[str, 
         if not ready:
             return types
         for node in ready:
-            slim.graph.value_info.extend(_describe_outputs(node, types))
+            for value in _describe_outputs(node, types):
+                _note_type(slim.graph, value)
             custom.remove(node)
 
 
@@ -173,6 +186,15 @@ def _describe_outputs(node: onnx.NodeProto, types: Mapping[str, _TensorType]) ->
         onnx.helper.make_tensor_value_info(name, elements[tensor.dtype], shape)
         for name, tensor, shape in zip(node.output, op.outputs, shapes, strict=True)
     ]
+
+
+def _note_type(graph: onnx.GraphProto, value: onnx.ValueInfoProto) -> None:
+    """Write the type of a tensor where inference looks for it: an output's stands with the outputs."""
+    for output in graph.output:
+        if output.name == value.name:
+            output.CopyFrom(value)
+            return
+    graph.value_info.append(value)
 
 
 def _read_types(model: onnx.ModelProto) -> dict[str, _TensorType]:

@@ -19,6 +19,8 @@ from tests.compiler.tiny_model import CANVAS, CHANNELS, CLASSES, DETECTIONS, MAS
 TABLETOP = Path(__file__).parents[2] / "samples" / "tabletop" / "model.onnx"
 
 
+C, P, D = CHANNELS, PROPOSALS, DETECTIONS
+
 OPSETS = [helper.make_opsetid("", 20), helper.make_opsetid("elsewhere", 1)]
 
 
@@ -68,6 +70,24 @@ def test_sides_that_are_left_open_are_the_specs() -> None:
     assert found.macs == (96 * 3 * 4) * CANVAS[0]
 
 
+def test_a_product_of_activations_is_no_layer() -> None:
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["z"], "other_way", perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["x", "z"], ["square"], "gram"),
+        helper.make_node("Transpose", ["w"], ["v"], "weight", perm=[1, 0]),
+        helper.make_node("MatMul", ["square", "v"], ["y"], "layer"),
+    ]
+    (found,) = layer_precisions(make_model(nodes, ["n", 5, 7], {"w": np.zeros((4, 5))}), SPEC)
+    assert (found.name, found.macs) == ("layer", 5 * 5 * 4)
+
+
+def test_what_follows_on_an_output_of_a_custom_op_has_shapes(tiny: onnx.ModelProto) -> None:
+    """`boxes` is an output of the network too."""
+    tiny.graph.initializer.append(numpy_helper.from_array(np.zeros((4, 4), np.float32), "w"))
+    tiny.graph.node.append(helper.make_node("MatMul", ["boxes", "w"], ["moved"], "moved"))
+    assert layer_precisions(tiny, SPEC)[-1].macs == D * 4 * 4
+
+
 def test_a_layer_whose_shape_is_not_known_is_named() -> None:
     nodes = [
         helper.make_node("Unknown", ["x"], ["z"], "odd", domain="elsewhere"),
@@ -107,8 +127,6 @@ def test_int8_takes_both_operands(activation: Any, weight: Any, precision: str) 
     (found,) = layer_precisions(quantised(activation, weight), SPEC)
     assert (found.precision, found.macs) == (precision, 400 * 6)
 
-
-C, P, D = CHANNELS, PROPOSALS, DETECTIONS
 
 TINY = [
     # the layers of the tiny network, in its order, at one picture of 64 x 96
