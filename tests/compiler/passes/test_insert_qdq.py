@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import onnxruntime
 import pytest
 from onnx import parser
 
-from edge_mrcnn.compiler.passes import cast_to_fp16, insert_qdq, run_passes
+from edge_mrcnn.compiler.passes import apply_passes, cast_to_fp16, insert_qdq, passes_of, run_passes
 from edge_mrcnn.compiler.recipe import Recipe
 from edge_mrcnn.errors import CalibrationError, EngineError, ExportError
 from tests.compiler.passes.golden import HEADER, make_ranges, measure, wiring
@@ -345,6 +346,24 @@ def test_its_layers_kept_in_float32_keep_their_scales() -> None:
     cast_to_fp16(graph, SPEC, lambda name: name == "conv")
     assert [node.op for node in graph.nodes if node.op == "Cast"] == []
     assert {node.inputs[1].dtype.name for node in graph.nodes if "Linear" in node.op} == {"float32"}
+
+
+def test_a_whole_network_with_float32_scales_becomes_what_the_ranges_give(tiny: onnx.ModelProto) -> None:
+    """As ModelOpt writes it: Q/DQ nodes in a float32 graph."""
+    recipe = Recipe("int8", measure(tiny, feeds(2)))
+    in_float32 = [*passes_of(Recipe("fp32"), keep_bodies=True), functools.partial(insert_qdq, recipe=recipe)]
+    own = apply_passes(tiny, in_float32)
+    ours, theirs = run_passes(tiny, recipe, keep_bodies=True), run_passes(own, Recipe("int8"), keep_bodies=True)
+    onnx.checker.check_model(theirs, full_check=True)
+    graph = gs.import_onnx(theirs)
+    assert wiring(graph) == wiring(gs.import_onnx(ours))
+    for node in graph.nodes:
+        if "Linear" in node.op:
+            assert node.inputs[1].dtype == np.float16
+            assert not [reader for reader in node.outputs[0].outputs if reader.op == "Cast"]
+    first, second = (onnxruntime.InferenceSession(m.SerializeToString()).run(None, feeds(2)) for m in (ours, theirs))
+    np.testing.assert_array_equal(first[3], second[3])
+    np.testing.assert_allclose(first[4], second[4], atol=0.02)
 
 
 # What cannot be quantised.
