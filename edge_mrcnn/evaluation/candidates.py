@@ -29,10 +29,9 @@ INT8: Literal["int8"] = "int8"
 INT8_CPU = "int8-cpu"
 
 _QDQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
-_INTEGER_OPS = frozenset(
-    {"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "QGemm", "DynamicQuantizeLinear"}
-)
-"""Ops of graphs whose quantisation is no longer told by Q/DQ nodes: their precisions cannot be counted."""
+
+_WEIGHT_OF = {"QLinearConv": 3, "QLinearMatMul": 3, "QGemm": 3, "ConvInteger": 1, "MatMulInteger": 1}
+"""Ops that compute in integers without Q/DQ nodes around them, and which of their inputs is the weight."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ class _File:
     @property
     def plain(self) -> bool:
         """Whether precisions can be made of it: an ONNX file that is not quantised."""
-        return self.graph is not None and not _ops(self.graph) & (_QDQ | _INTEGER_OPS)
+        return self.graph is not None and not _ops(self.graph) & (_QDQ | _WEIGHT_OF.keys())
 
     @property
     def carries_qdq(self) -> bool:
@@ -219,7 +218,7 @@ class _Opener:
         quantised = file.graph is not None and not file.plain
         sidecar = EngineSidecar.load_for(path) if _has_sidecar(path, quantised) else None
         kept = () if sidecar is None or sidecar.precision != INT8 else self._kept_by(sidecar.recipe)
-        share = _sidecar_share(sidecar) if file.graph is None else _share(file.graph)
+        share = _share(file.graph) if sidecar is None and file.graph is not None else _sidecar_share(sidecar)
         return Candidate(label, runner, False, path.stat().st_size, share, kept)
 
     def _kept_by(self, record: RecipeRecord) -> tuple[str, ...]:
@@ -263,7 +262,8 @@ def _sidecar_share(sidecar: EngineSidecar | None) -> float | None:
 
 def _share(model: onnx.ModelProto) -> float | None:
     """Share of the multiply-accumulates in int8; None where the graph does not tell."""
-    if _ops(model) & _INTEGER_OPS:
+    weights = {weight.name for weight in model.graph.initializer}
+    if any(node.input[_WEIGHT_OF[node.op_type]] in weights for node in model.graph.node if node.op_type in _WEIGHT_OF):
         return None
     try:
         spec = ModelSpec.from_metadata({entry.key: entry.value for entry in model.metadata_props})

@@ -7,6 +7,8 @@ import numpy as np
 import onnx
 import pytest
 
+from edge_mrcnn.compiler.build_options import BuildOptions
+from edge_mrcnn.compiler.builder import build_engine
 from edge_mrcnn.compiler.calibration.ranges import Ranges
 from edge_mrcnn.compiler.recipe import Recipe
 from edge_mrcnn.errors import CalibrationError, EdgeMrcnnError, EngineError
@@ -15,7 +17,7 @@ from edge_mrcnn.evaluation.compare_options import CompareOptions
 from edge_mrcnn.evaluation.groups import layer_groups
 from edge_mrcnn.runtime.detector import Detector
 from edge_mrcnn.runtime.pictures import read_picture
-from edge_mrcnn.sidecar import PrecisionShare, hash_file
+from edge_mrcnn.sidecar import EngineSidecar, PrecisionShare, hash_file, int8_share
 from tests.compiler.ranges import BUNDLED, TABLETOP, measured_ranges
 from tests.compiler.tiny_model import build_tiny_model
 from tests.evaluation.tabletop import make_ranges, save_quantised
@@ -116,6 +118,28 @@ def test_a_quantised_file_is_compared_under_its_name(quantised: Path) -> None:
     assert 0.5 < file.int8_share < 1
     assert file.runner.backend == "onnxruntime-cpu"
     assert [one.label for one in opened(quantised, reference=BUNDLED, told=options())] == ["fp32", "quantised.onnx"]
+
+
+@pytest.mark.slow
+def test_what_was_built_for_a_cpu_is_told_by_its_sidecar(ranges: Path, tmp_path: Path) -> None:
+    told = BuildOptions("int8", "cpu", ranges, keep_fp16=("box_head",))
+    built = build_engine(BUNDLED, told, tmp_path).engine
+    _, file = opened(BUNDLED, built, told=options("fp32"))
+    assert (file.label, file.emulated, file.kept) == (built.name, False, ("box_head",))
+    sidecar = EngineSidecar.load_for(built)
+    assert sidecar.realised is not None
+    assert file.int8_share == int8_share(sidecar.realised) > 0.5
+
+
+def test_integer_kernels_without_qdq_nodes_leave_the_share_unknown(tiny: Path, tmp_path: Path) -> None:
+    model = onnx.load(tiny)
+    codes = [onnx.numpy_helper.from_array(np.ones((4, 4), np.int8), name) for name in ("codes", "weight")]
+    model.graph.initializer.extend(codes)
+    model.graph.node.append(onnx.helper.make_node("MatMulInteger", ["codes", "weight"], ["unused"]))
+    onnx.save(model, tmp_path / "integer.onnx")
+    assert opened(tiny, tmp_path / "integer.onnx", told=options("fp32"))[1].int8_share is None
+    with pytest.raises(ValueError, match=r"integer\.onnx is quantised already"):
+        opened(tmp_path / "integer.onnx", told=options())
 
 
 def test_int8_of_a_model_with_its_own_qdq_nodes_needs_no_ranges(quantised: Path) -> None:
