@@ -6,14 +6,31 @@ from collections.abc import Mapping, Sequence
 
 from benchmarks.int8_tools.process import Row
 
-HEADS = ("", "box AP", "mask AP", "drop, box", "drop, mask", "INT8 layers", "MB", "CPU s", "peak MiB", "speed", "TensorRT")
+HEADS = (
+    "",
+    "box AP",
+    "mask AP",
+    "drop, box",
+    "drop, mask",
+    "INT8 layers",
+    "MB",
+    "CPU s",
+    "peak MiB",
+    "speed",
+    "TensorRT",
+)
+
+
+LONGEST = 300
+"""Characters of a message; all of it is in the JSON."""
 
 
 def markdown(rows: Sequence[Row]) -> list[str]:
     """A line for each subject, errors below."""
     lines = ["| " + " | ".join(HEADS) + " |", "|" + "---|" * len(HEADS)]
     lines += ["| " + " | ".join(_cells(row)) + " |" for row in rows]
-    return [*lines, "", *(f"{row['name']}: {row['error']}" for row in rows if "error" in row), *_refusals(rows)]
+    errors = [_line(row["name"], row["error"]) for row in rows if "error" in row]
+    return [*lines, "", *errors, *_refusals(rows)]
 
 
 def _cells(row: Row) -> list[str]:
@@ -51,7 +68,11 @@ def _verdict(found: Row | None) -> str:
 def _refusals(rows: Sequence[Row]) -> list[str]:
     answers = [(row["name"], row.get("tensorrt") or {"accepted": True}) for row in rows]
     return [
-        f"{name}: TensorRT-RTX: {answer.get('reason') or answer.get('error')}"
+        _line(f"{name}: TensorRT-RTX", answer.get("reason") or answer.get("error") or "")
         for name, answer in answers
         if not answer.get("accepted")
     ]
+
+
+def _line(who: str, text: str) -> str:
+    return f"{who}: {' '.join(text.split())[:LONGEST]}"

@@ -89,7 +89,7 @@ def test_the_table_shows_figures_failures_and_refusals() -> None:
                 "peak_mib": 393,
                 "loaded_mib": 150,
                 "speed_up": 1.9,
-                "tensorrt": {"accepted": False, "stage": "parse", "reason": "zero points"},
+                "tensorrt": {"accepted": False, "stage": "parse", "reason": "Invalid Node\n zero " + "points" * 100},
             },
             {"name": "broken", "error": "NameError: trt"},
         ]
@@ -101,4 +101,7 @@ def test_the_table_shows_figures_failures_and_refusals() -> None:
     assert rows[3] == (
         "| tool | 69.3 | 70.0 | 0.25 (-0.10 to 0.60) | - | 62/75 | 2.2 | 21 | 393 | 1.90 | refused (parse) |"
     )
-    assert lines[-2:] == ["broken: NameError: trt", "tool: TensorRT-RTX: zero points"]
+    assert lines[-2:] == [
+        "broken: NameError: trt",
+        f"tool: TensorRT-RTX: {('Invalid Node zero ' + 'points' * 100)[:300]}",
+    ]
