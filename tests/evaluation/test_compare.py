@@ -127,6 +127,7 @@ def test_emulated_precisions_have_neither_size_nor_speed(tmp_path: Path) -> None
     assert found.disagreements == again.disagreements
 
 
+@pytest.mark.slow
 def test_ranges_of_the_pictures_compared_are_told(tmp_path: Path) -> None:
     images, image_hw, _ = letterbox_batch([read_picture(TABLETOP / "val" / "images" / "000001.jpg")], (320, 416))
     known = hashlib.sha256(images.tobytes() + image_hw.tobytes()).hexdigest()
