@@ -76,7 +76,8 @@ def comparison_lines(comparison: PrecisionComparison) -> list[str]:
     lines += ["", *(f"{_label(result)}: {_origin(result)}" for result in comparison.results)]
     if any(result.emulated for result in comparison.results):
         lines.append("* emulated: rounded as the precision would, computed in float32; it has no size and no speed.")
-    return _wrap([*lines, comparison.machine.line()])
+    busy = wording.describe_load(comparison.machine)
+    return _wrap([*lines, comparison.machine.line(), *([busy] if busy else [])])
 
 
 def _cost_table(results: Sequence[CandidateResult]) -> list[str]:
@@ -151,5 +152,9 @@ def _wrap(lines: Sequence[str]) -> list[str]:
     return [
         part
         for line in map(wording.printable, lines)
-        for part in (textwrap.wrap(line, COLUMNS, subsequent_indent="  ") if len(line) > COLUMNS else [line])
+        for part in (
+            textwrap.wrap(line, COLUMNS, subsequent_indent=" " * (len(line) - len(line.lstrip()) + 2))
+            if len(line) > COLUMNS
+            else [line]
+        )
     ]

@@ -135,11 +135,12 @@ def _environment() -> Environment:
     filters = [name for name in vars(wording) if name == "show" or name.startswith("show_")]
     environment.filters.update({name: getattr(wording, name) for name in (*filters, "judge")})
     environment.globals.update(
-        describe=wording.describe,
         main_drop=wording.main_drop,
         size_ratio=wording.size_ratio,
         speed_ratio=wording.speed_ratio,
         judgements=wording.JUDGEMENTS,
+        judge_both=wording.judge_both,
+        describe_load=wording.describe_load,
     )
     return environment
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 from edge_mrcnn.evaluation.comparison import Agreement, CandidateResult, Drop, Interval, PrecisionComparison
+from edge_mrcnn.evaluation.machine import Machine
 
 MISSING = "\N{EN DASH}"
 """Stands where there is nothing to measure."""
@@ -98,6 +99,14 @@ def judge(drop: Interval) -> str:
     return "gain" if drop.high < 0 else "even"
 
 
+def judge_both(drop: Drop) -> tuple[str, str]:
+    """What `judge` says of the worse of boxes and masks, and in words of which it holds."""
+    kinds = {"masks": judge(drop.mask), "boxes": judge(drop.box)} if drop.mask else {"boxes": judge(drop.box)}
+    worst = next(kind for kind in ("loss", "gain", "even") if kind in kinds.values())
+    parts = [part for part, kind in kinds.items() if kind == worst]
+    return worst, JUDGEMENTS[worst] + ("" if len(parts) == len(kinds) else f" of {parts[0]}")
+
+
 def main_drop(drop: Drop) -> tuple[str, Interval]:
     """The drop a reader asks for first and its name: of the masks where there are any."""
     return ("mask AP", drop.mask) if drop.mask is not None else ("box AP", drop.box)
@@ -137,18 +146,24 @@ def verdict(comparison: PrecisionComparison) -> str:
 def describe(result: CandidateResult, reference: CandidateResult) -> str:
     """What a candidate costs and what it brings, in one sentence."""
     name = show_name(result.label) + (" (emulated)" if result.emulated else "")
-    found = []
+    accuracy = None
     if result.drop is not None:
-        found.append(_describe_drop(result.drop))
+        accuracy = _describe_drop(result.drop)
     elif result.agreement is not None:
-        found.append(_describe_agreement(result.agreement, show_name(reference.label)))
-    ratio = size_ratio(result, reference)
-    if ratio is not None:
-        found.append(_describe_size(ratio))
-    speed = speed_ratio(result, reference)
+        accuracy = _describe_agreement(result.agreement, show_name(reference.label))
+    ratio, speed = size_ratio(result, reference), speed_ratio(result, reference)
+    costs = [] if ratio is None else [_describe_size(ratio)]
     if speed is not None:
-        found.append(f"runs {show(speed)} times as fast" if speed >= 1 else f"takes {show(1 / speed)} times as long")
-    return f"{name} {_enumerate(found)}." if found else f"{name} was not measured."
+        costs.append(f"runs {show(speed)} times as fast" if speed >= 1 else f"takes {show(1 / speed)} times as long")
+    parts = [part for part in (accuracy, " and ".join(costs)) if part]
+    return f"{name} {'; it '.join(parts)}." if parts else f"{name} was not measured."
+
+
+def describe_load(machine: Machine) -> str | None:
+    """A word of caution where other programs slowed the measurement; None where there is no need."""
+    if machine.load is None or machine.load <= machine.cores / 2:
+        return None
+    return f"The machine was busy (load {machine.load:.1f}, {machine.cores} cores): take the times as ratios only."
 
 
 def describe_drops(results: Sequence[CandidateResult], of: str, reference: str) -> str:
@@ -163,14 +178,20 @@ def describe_drops(results: Sequence[CandidateResult], of: str, reference: str) 
 
 
 def _describe_drop(drop: Drop) -> str:
-    what, lost = main_drop(drop)
-    points = f"{show(abs(lost.value))} points of {what}"
-    if judge(lost) == "loss":
-        return f"costs {points} (95\N{NO-BREAK SPACE}%: {show_range(lost)})"
-    if judge(lost) == "gain":
-        gained = Interval(-lost.value, -lost.high, -lost.low)
-        return f"gains {points} (95\N{NO-BREAK SPACE}%: {show_range(gained)})"
-    return f"costs no measurable {what} ({show(lost.value)} points lost, 95\N{NO-BREAK SPACE}%: {show_range(lost)})"
+    text = _describe_interval("box AP" if drop.mask is None else "mask AP", drop.mask or drop.box)
+    if drop.mask is None:
+        return text
+    boxes = _describe_interval("box AP", drop.box)
+    return f"{text} and {boxes.removeprefix('costs ') if text.startswith('costs') else boxes}"
+
+
+def _describe_interval(what: str, lost: Interval) -> str:
+    kind = judge(lost)
+    if kind == "even":
+        return f"costs no measurable {what} ({show(lost.value)}; 95\N{NO-BREAK SPACE}%: {show_range(lost)})"
+    shown = lost if kind == "loss" else Interval(-lost.value, -lost.high, -lost.low)
+    verb = "costs" if kind == "loss" else "gains"
+    return f"{verb} {show(shown.value)} points of {what} (95\N{NO-BREAK SPACE}%: {show_range(shown)})"
 
 
 def _describe_size(ratio: float) -> str:
@@ -184,7 +205,3 @@ def _describe_agreement(agreement: Agreement, reference: str) -> str:
     if agreement.mask_iou is not None:
         text += f", with masks that overlap by {show(agreement.mask_iou, 3)} on average"
     return text
-
-
-def _enumerate(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

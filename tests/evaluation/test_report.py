@@ -245,7 +245,7 @@ def test_how_it_was_measured_is_on_the_page(comparison: PrecisionComparison) -> 
     for word in (comparison.model, comparison.data, *words):
         assert word in text
     for picture in comparison.disagreements:
-        assert f"{picture.name} {picture.what}" in text
+        assert f"{picture.name} {picture.what.replace(';', '')}" in text, "each candidate's part on a line of its own"
 
 
 def test_classes_are_compared_with_the_reference(comparison: PrecisionComparison) -> None:
@@ -279,7 +279,7 @@ def test_emulated_figures_say_so_wherever_they_stand(comparison: PrecisionCompar
 
 def test_an_emulated_verdict_says_so(comparison: PrecisionComparison) -> None:
     shorter = dataclasses.replace(comparison, results=comparison.results[:3])
-    assert wording.verdict(shorter).startswith("INT8 (emulated) costs no measurable mask AP (0.11 points lost")
+    assert wording.verdict(shorter).startswith("INT8 (emulated) costs no measurable mask AP (0.11; 95")
     lines = comparison_lines(shorter)
     assert [line for line in lines if line.startswith("int8*")]
     assert any(line.startswith("* emulated:") for line in lines)
@@ -384,31 +384,75 @@ def test_sensitivity_is_ranked_and_labelled(comparison: PrecisionComparison) -> 
     assert "Signal to noise (emulated)" not in Page(render_page(comparison, measured)).text
 
 
+LOSS, GAIN = Interval(0.2, 0.05, 0.35), Interval(-0.2, -0.35, -0.05)
+EVEN = Interval(0.2, -0.05, 0.45)
+
+
 @pytest.mark.parametrize(
-    ("drop", "words"),
+    ("mask", "box", "words", "judgement"),
     [
-        (Interval(0.2, 0.05, 0.35), "INT8 costs 0.20 points of mask AP (95 %: 0.05 to 0.35)"),
-        (Interval(-0.2, -0.35, -0.05), "INT8 gains 0.20 points of mask AP (95 %: 0.05 to 0.35)"),
+        (LOSS, LOSS, "costs 0.20 points of mask AP (95 %: 0.05 to 0.35) and 0.20 points of box AP (95 %: ", "loss"),
         (
-            Interval(0.2, -0.05, 0.45),
-            "INT8 costs no measurable mask AP (0.20 points lost, 95 %: \N{MINUS SIGN}0.05 to 0.45)",
+            GAIN,
+            GAIN,
+            "gains 0.20 points of mask AP (95 %: 0.05 to 0.35) and gains 0.20 points of box AP (95 %: ",
+            "gain",
         ),
-        (Interval(0.0, 0.0, 0.0), "INT8 costs no measurable mask AP (0.00 points lost, 95 %: 0.00 to 0.00)"),
+        (
+            EVEN,
+            EVEN,
+            "costs no measurable mask AP (0.20; 95 %: -0.05 to 0.45) and no measurable box AP (0.20; ",
+            "no loss",
+        ),
+        (
+            EVEN,
+            LOSS,
+            "costs no measurable mask AP (0.20; 95 %: -0.05 to 0.45) and 0.20 points of box AP (",
+            "loss of boxes",
+        ),
+        (GAIN, LOSS, "gains 0.20 points of mask AP (95 %: 0.05 to 0.35) and costs 0.20 points of box", "loss of boxes"),
+        (GAIN, EVEN, "gains 0.20 points of mask AP (95 %: 0.05 to 0.35) and costs no measurable box", "gain of masks"),
+        (None, LOSS, "costs 0.20 points of box AP (95 %: 0.05 to 0.35); it takes", "loss"),
+        (None, Interval(0.0, 0.0, 0.0), "costs no measurable box AP (0.00; 95 %: 0.00 to 0.00); it takes", "no loss"),
     ],
 )
-def test_verdicts(drop: Interval, words: str) -> None:
+def test_verdicts(mask: Interval | None, box: Interval, words: str, judgement: str) -> None:
     first = comparisons.make_comparison(pictures=False).results[0]
-    stats = StageStats(2 * 46.212, 100, 95)
-    rival = dataclasses.replace(first, label="int8", drop=Drop(drop, drop), size_bytes=first.size_bytes, latency=stats)
-    sentence = wording.describe(rival, first).replace("\N{NO-BREAK SPACE}", " ")
-    assert sentence == f"{words}, is as large and takes 2.00 times as long."
+    drop = Drop(box, mask)
+    rival = dataclasses.replace(first, label="int8", drop=drop, size_bytes=798_298)
+    sentence = wording.describe(rival, first).replace("\N{NO-BREAK SPACE}", " ").replace("\N{MINUS SIGN}", "-")
+    assert sentence.startswith(f"INT8 {words}")
+    assert sentence.endswith("; it takes 10 % of the space and runs 1.00 times as fast.")
+    assert wording.judge_both(drop)[1].replace("no measurable", "no").replace("measurable ", "") == judgement
+
+
+@pytest.mark.parametrize(
+    ("size", "p50", "words"),
+    [
+        (7_982_982, 92.424, "is as large and takes 2.00 times as long."),
+        (15_965_964, 23.106, "is 2.00 times as large and runs 2.00 times as fast."),
+        (None, 23.106, "runs 2.00 times as fast."),
+    ],
+)
+def test_size_and_speed_in_words(size: int | None, p50: float, words: str) -> None:
+    first = comparisons.make_comparison(pictures=False).results[0]
+    rival = dataclasses.replace(first, label="a.engine", size_bytes=size, latency=StageStats(p50, 100, 95))
+    assert wording.describe(rival, first) == f"a.engine {words}"
+
+
+@pytest.mark.parametrize(("load", "busy"), [(None, False), (0.4, False), (1.0, False), (3.1, True)])
+def test_a_busy_machine_is_said_to_be_one(comparison: PrecisionComparison, load: float | None, busy: bool) -> None:
+    loaded = dataclasses.replace(comparison, machine=dataclasses.replace(comparison.machine, load=load))
+    text = Page(render_page(dataclasses.replace(loaded, disagreements=()))).text
+    assert ("The machine was busy (load 3.1, 2 cores)" in text) == busy
+    assert any(line.startswith("The machine was busy") for line in comparison_lines(loaded)) == busy
 
 
 def test_the_headline_is_what_would_be_shipped(comparison: PrecisionComparison) -> None:
     chosen = wording.headline(comparison)
     assert chosen is not None
     assert chosen.label == "int8-cpu"
-    assert "29 % of the space and runs 2.19 times as fast" in wording.verdict(comparison).replace("\xa0", " ")
+    assert "it takes 29 % of the space and runs 2.19 times as fast" in wording.verdict(comparison).replace("\xa0", " ")
     assert wording.headline(reference_alone(comparison)) is None
     assert "nothing to compare" in wording.verdict(reference_alone(comparison))
 
