@@ -50,8 +50,7 @@ def compare_precisions(
     """Compare precisions of a model, and files built from it, on the same pictures.
 
     Example:
-        >>> found = compare_precisions("model.onnx", data=Path("val.json"))  # doctest: +SKIP
-        >>> [(one.label, one.drop) for one in found.results]  # doctest: +SKIP
+        >>> compare_precisions("model.onnx", data=Path("val.json")).results[1].drop  # doctest: +SKIP
 
     Args:
         model: ONNX file made by `edge-mrcnn export`; or an engine or a quantised ONNX file, where there is a reference.
@@ -72,19 +71,19 @@ def compare_precisions(
     machine = describe_machine()
     files = [Path(path) for path in others]
     with open_candidates(Path(model), files, None if reference is None else Path(reference), options) as candidates:
-        labelled = None
-        pictures: LabelledPictures | UnlabelledPictures = UnlabelledPictures(str(frames), options.every, options.limit)
-        if data is not None:
-            class_names = candidates[0].runner.spec.class_names
-            labelled = LabelledSet.read(data, class_names, options.classes, options.limit)
-            pictures = LabelledPictures(labelled)
+        labelled = _read_labels(data, candidates[0].runner.spec.class_names, options)
+        pictures = (
+            UnlabelledPictures(str(frames), options.every, options.limit)
+            if labelled is None
+            else LabelledPictures(labelled)
+        )
         tally = _Tally(candidates, labelled, options)
         for picture in pictures:
             tally.add(picture)
         results = tally.results(_measure_latency(candidates, tally.timed, options))
     return PrecisionComparison(
         model=str(model),
-        data=str(data if data is not None else frames),
+        data=str(frames if data is None else data),
         pictures=tally.pictures,
         labelled=labelled is not None,
         threshold=options.threshold,
@@ -179,6 +178,10 @@ def _check_sources(data: Path | None, frames: str | Path | None, options: Compar
         _pycocotools()  # says what to install before minutes are spent
     if data is not None and options.every != 1:
         raise ValueError(f"--every is for --frames, got {options.every} with --data; to take fewer pictures: --limit N")
+
+
+def _read_labels(data: Path | None, class_names: Sequence[str], options: CompareOptions) -> LabelledSet | None:
+    return None if data is None else LabelledSet.read(data, class_names, options.classes, options.limit)
 
 
 def _measure_latency(
