@@ -17,7 +17,7 @@ from edge_mrcnn.compiler.recipe import Recipe
 from edge_mrcnn.errors import StreamError
 from edge_mrcnn.evaluation.dataset import locate_pictures, read_annotations
 from edge_mrcnn.evaluation.emulated_runner import make_runnable
-from edge_mrcnn.evaluation.taps import CHOOSERS, cut
+from edge_mrcnn.evaluation.taps import CHOOSERS, Taps, cut
 from edge_mrcnn.frame import Frame
 from edge_mrcnn.runtime.preprocess import letterbox_batch
 from edge_mrcnn.runtime.runners import OrtRunner
@@ -83,6 +83,7 @@ class NoiseMeter:
             raise StreamError("there are no pictures to measure on; give a folder, a COCO file or a video with some")
         self.pictures = len(self._feeds)
         with _CutNetwork(path, model, {}, threads) as runner:
+            self._taps = runner.taps
             self._reference = [runner.sample(feeds) for feeds in self._feeds]
         self._signal = [_power([values[tap][at] for values in self._reference]) for tap, at in self._places()]
 
@@ -94,7 +95,7 @@ class NoiseMeter:
         """
         noise = np.zeros(len(self._signal))
         changed, config, self.backend = make_runnable(self._model, recipe)
-        with _CutNetwork(self._path, changed, config, self._threads) as runner:
+        with _CutNetwork(self._path, changed, config, self._threads, self._taps) as runner:
             for feeds, reference in zip(self._feeds, self._reference, strict=True):
                 found = runner.sample(feeds)
                 noise += [_squares(found[tap][at], reference[tap][at]) for tap, at in self._places()]
@@ -112,16 +113,23 @@ class NoiseMeter:
 
 
 class _CutNetwork:
-    """A cut network, open."""
+    """A cut network, open; `exported` are the taps of the exported one, where this is what passes made of it."""
 
-    def __init__(self, path: Path, model: onnx.ModelProto, config: Mapping[str, str], threads: int | None) -> None:
-        shortened, self._taps = cut(model)
+    def __init__(
+        self,
+        path: Path,
+        model: onnx.ModelProto,
+        config: Mapping[str, str],
+        threads: int | None,
+        exported: Taps | None = None,
+    ) -> None:
+        shortened, self.taps = cut(model, exported)
         self._runner = OrtRunner(path, threads, content=shortened.SerializeToString(), config=config)
 
     def sample(self, feeds: Feeds) -> Values:
         """Run it and keep some of each tap's numbers, the same places in every version."""
         outputs = self._runner.infer(feeds)
-        return {tap: tuple(_pick(outputs[name]) for name in names) for tap, names in self._taps.items()}
+        return {tap: tuple(_pick(outputs[name]) for name in names) for tap, names in self.taps.items()}
 
     def __enter__(self) -> _CutNetwork:
         return self

@@ -7,6 +7,8 @@ what it computes on the way: its taps.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
@@ -31,11 +33,19 @@ CHOOSERS = {"RpnProposals": "proposals", "DetectionNms": "boxes"}
 """Custom ops that choose boxes, and which of their outputs becomes an input of the cut network."""
 
 
-def find_taps(graph: gs.Graph) -> dict[str, tuple[gs.Variable, ...]]:
-    """The tensors at which a network is compared, by tap: one per level of the pyramid, or one.
+MOVERS = frozenset({"DepthToSpace", "Reshape", "Transpose"})
+"""Ops that bring the mask logits into place where passes have changed the layers before."""
+
+Taps = Mapping[str, tuple[str, ...]]
+"""Names of tensors by tap: one per level of the pyramid, or one."""
+
+
+def find_taps(graph: gs.Graph, exported: Taps | None = None) -> dict[str, tuple[gs.Variable, ...]]:
+    """The tensors at which a network is compared, by tap.
 
     Args:
-        graph: Of a two-stage network, exported or changed by passes.
+        graph: Of a two-stage network, exported or changed by passes; a node may be added.
+        exported: Taps of the exported network, where passes may have put other nodes in place of its custom ops.
 
     Raises:
         ExportError: The network lacks one of the custom ops.
@@ -46,18 +56,21 @@ def find_taps(graph: gs.Graph) -> dict[str, tuple[gs.Variable, ...]]:
             tap = TAPS.get((node.op, spec.name.rstrip("0123456789")))
             if tap is not None and tensor not in found.setdefault(tap, []):
                 found[tap].append(tensor)
-    missing = set(TAPS.values()) - set(found)
+    for tap in set(TAPS.values()) - set(found):
+        found[tap] = [_rounded(graph, name) for name in (exported or {}).get(tap, ())]
+    missing = {tap for tap, tensors in found.items() if not tensors}
     if missing:
         raise ExportError(f"the network has no {', '.join(sorted(missing))}: it is not one that this package exported")
-    masks = [node.outputs[0] for node in _mask_layers(graph)]
+    masks = [_in_place(node.outputs[0]) for node in _mask_layers(graph)]
     return {tap: tuple(tensors) for tap, tensors in [*found.items(), *([(MASK_LOGITS, masks)] if masks else [])]}
 
 
-def cut(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, tuple[str, ...]]]:
+def cut(model: onnx.ModelProto, exported: Taps | None = None) -> tuple[onnx.ModelProto, Taps]:
     """Cut a network at its proposals and boxes.
 
     Args:
         model: With function bodies; it is not changed.
+        exported: Taps of the exported network, where the model is what passes made of it.
 
     Returns:
         A network with the inputs of the model and `proposals (B, N, 4)` and `boxes (B, M, 4)`, whose outputs are the
@@ -67,7 +80,7 @@ def cut(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, tuple[str, .
         ExportError: The network lacks one of the custom ops.
     """
     graph = gs.import_onnx(model)
-    taps = find_taps(graph)
+    taps = find_taps(graph, exported)
     for node, op in custom_nodes(graph):
         if node.op in CHOOSERS:
             place = [spec.name for spec in op.outputs].index(CHOOSERS[node.op])
@@ -82,6 +95,32 @@ def cut(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, tuple[str, .
     changed: onnx.ModelProto = gs.export_onnx(graph)
     changed.metadata_props.extend(model.metadata_props)
     return changed, {tap: tuple(tensor.name for tensor in tensors) for tap, tensors in taps.items()}
+
+
+def _rounded(graph: gs.Graph, name: str) -> gs.Variable:
+    """A tensor of the exported network as its readers see it: where it is quantised, dequantised again.
+
+    Raises:
+        ExportError: There is no such tensor.
+    """
+    tensor = graph.tensors().get(name)
+    if tensor is None:
+        raise ExportError(
+            f"the network has no tensor {name!r} any more: what was made of it cannot be compared with it"
+        )
+    reader = next((node for node in tensor.outputs if node.op == "QuantizeLinear"), None)
+    if reader is None:
+        return tensor
+    result = gs.Variable(f"{name}_tap", np.dtype(np.float32))
+    graph.nodes.append(gs.Node("DequantizeLinear", f"tap_{name}", {}, [*reader.outputs, *reader.inputs[1:]], [result]))
+    return result
+
+
+def _in_place(tensor: gs.Variable) -> gs.Variable:
+    """What a tensor becomes by being moved about."""
+    while len(tensor.outputs) == 1 and tensor.outputs[0].op in MOVERS:
+        tensor = tensor.outputs[0].outputs[0]
+    return tensor
 
 
 def _mask_layers(graph: gs.Graph) -> list[gs.Node]:

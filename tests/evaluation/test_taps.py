@@ -9,9 +9,11 @@ import onnx
 import onnxruntime
 import pytest
 
+from edge_mrcnn.compiler.passes import run_passes
+from edge_mrcnn.compiler.recipe import Recipe
 from edge_mrcnn.errors import ExportError
 from edge_mrcnn.evaluation.taps import CHOOSERS, MASK_LOGITS, TAPS, cut
-from tests.compiler.ranges import BUNDLED, bundled_inputs
+from tests.compiler.ranges import BUNDLED, bundled_inputs, measured_ranges
 from tests.compiler.tiny_model import build_tiny_model, feeds
 
 
@@ -54,3 +56,21 @@ def test_a_network_without_the_ops_is_refused() -> None:
     model.graph.node.extend(keep)
     with pytest.raises(ExportError, match="no box deltas, class logits"):
         cut(model)
+
+
+def test_taps_hold_in_what_passes_make_of_the_network() -> None:
+    """In dialect ort the poolings are other nodes, the features are codes, and the mask logits are moved last."""
+    model = onnx.load(BUNDLED)
+    _, exported = cut(model)
+    inputs = bundled_inputs(1)
+    changed = run_passes(model, Recipe("int8", measured_ranges(model, inputs), dialect="ort"))
+    shortened, taps = cut(changed, exported)
+    assert {tap: len(names) for tap, names in taps.items()} == {tap: len(names) for tap, names in exported.items()}
+    boxes = np.array([[[10, 10, 90, 90], [100, 50, 300, 200]]], np.float32)
+    given = {**inputs[0], "proposals_given": boxes, "boxes_given": boxes}
+    found = run(shortened, [names[0] for names in taps.values()], given)
+    plain = run(cut(model)[0], [names[0] for names in exported.values()], given)
+    for tap in exported:
+        mine, its = plain[exported[tap][0]], found[taps[tap][0]]
+        assert mine.shape == its.shape
+        assert np.square(mine - its).mean() < 0.05 * mine.var(), tap
