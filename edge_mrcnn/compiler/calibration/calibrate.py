@@ -125,8 +125,8 @@ def _measure(shot: Shot, measurement: Measurement, census: Census) -> str:
 def _check_count(count: int | None, options: CalibrateOptions) -> None:
     if count is not None and count < ENOUGH and not options.allow_few:
         raise CalibrationError(
-            f"there are {count} pictures and ranges need {ENOUGH} or more to hold for others: give more, or accept it "
-            "with --allow-few"
+            f"ranges need {ENOUGH} pictures or more to hold for others, and the number given is {count}: give more, or "
+            "accept it with --allow-few"
         )
 
 
