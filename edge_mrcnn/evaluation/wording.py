@@ -33,8 +33,8 @@ def show_share(value: float | None, digits: int = 1) -> str:
 
 
 def show_range(interval: Interval) -> str:
-    """The two ends of an interval."""
-    return f"{show(interval.low)} to {show(interval.high)}"
+    """The two ends of an interval, kept on one line."""
+    return f"{show(interval.low)} to {show(interval.high)}".replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def show_size(size_bytes: int | None) -> str:
@@ -187,11 +187,11 @@ def _describe_drop(drop: Drop) -> str:
 
 def _describe_interval(what: str, lost: Interval) -> str:
     kind = judge(lost)
+    shown = Interval(-lost.value, -lost.high, -lost.low) if kind == "gain" else lost
+    level = f"95 %: {show_range(shown)}".replace(" ", "\N{NO-BREAK SPACE}")
     if kind == "even":
-        return f"costs no measurable {what} ({show(lost.value)}; 95\N{NO-BREAK SPACE}%: {show_range(lost)})"
-    shown = lost if kind == "loss" else Interval(-lost.value, -lost.high, -lost.low)
-    verb = "costs" if kind == "loss" else "gains"
-    return f"{verb} {show(shown.value)} points of {what} (95\N{NO-BREAK SPACE}%: {show_range(shown)})"
+        return f"costs no measurable {what} ({show(lost.value)}; {level})"
+    return f"{'costs' if kind == 'loss' else 'gains'} {show(shown.value)} points of {what} ({level})"
 
 
 def _describe_size(ratio: float) -> str:
