@@ -16,7 +16,6 @@ from edge_mrcnn.compiler.builder import build_engine
 from edge_mrcnn.compiler.calibration.ranges import Ranges
 from edge_mrcnn.compiler.recipe import Recipe
 from edge_mrcnn.evaluation.budget_options import BudgetOptions
-from edge_mrcnn.gpu.target import CPU
 from edge_mrcnn.sidecar import PrecisionShare
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ def _fit(
         data,
         max_drop,
         budget,
-        dialect="ort" if options.target == CPU else "tensorrt",
+        dialect="ort" if options.target == "cpu" else "tensorrt",
         recipe=Recipe("int8", keep_fp16=options.keep_fp16, keep_fp32=options.keep_fp32),
     )
 
