@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import itertools
 import json
 from pathlib import Path
 
@@ -9,6 +12,8 @@ import onnx
 import pytest
 
 from edge_mrcnn.cli import main
+from edge_mrcnn.evaluation.budget_options import BudgetOptions
+from edge_mrcnn.evaluation.sensitivity import SensitivityOptions
 from edge_mrcnn.sidecar import EngineSidecar, hash_file
 from tests.compiler.ranges import BUNDLED, TABLETOP, bundled_inputs, measured_ranges
 from tests.compiler.tiny_model import build_tiny_model
@@ -84,3 +89,12 @@ def test_a_build_keeps_what_the_budget_needs(target: str, tmp_path: Path, capsys
     assert result["budget"]["kept"] == [GROUP]
     assert {f"{GROUP}.0", f"{GROUP}.1"} <= set(result["kept"])
     assert EngineSidecar.load_for(Path(result["engine"])).recipe.keep_fp16 == tuple(result["budget"]["keep"])
+
+
+@pytest.mark.parametrize("options", [SensitivityOptions, BudgetOptions])
+def test_every_option_is_documented(options: type) -> None:
+    """The command line's help comes from the docstrings of the fields."""
+    body = ast.parse(inspect.getsource(options)).body[0].body
+    for field, after in itertools.pairwise(body):
+        if isinstance(field, ast.AnnAssign):
+            assert isinstance(after, ast.Expr), f"{options.__name__}.{field.target.id} has no docstring"
