@@ -241,9 +241,11 @@ def _to_svg(figure: Figure, alt: str) -> str:
     used = set(re.findall(r"(?:url\(|href=\")#([\w-]+)", drawn))
     for element in root.iter():
         _adapt(element, used)
-    width, height = (root.attrib.pop(side).removesuffix("pt") for side in ("width", "height"))
-    style = f"aspect-ratio: {width} / {height}; stroke-linejoin: round"
-    root.attrib.update({"class": "chart", "role": "img", "aria-label": wording.printable(alt), "style": style})
+    for side in ("width", "height"):
+        root.set(side, root.attrib[side].removesuffix("pt"))
+    # The page's style sheet has the last word on size and font; these are for a chart in a file of its own.
+    root.attrib.update({"class": "chart", "role": "img", "aria-label": wording.printable(alt)})
+    root.attrib.update({"style": "stroke-linejoin: round", "font-family": "system-ui, sans-serif"})
     ElementTree.register_namespace("", _SVG)
     ElementTree.register_namespace("xlink", _XLINK)
     return re.sub(r">\s+<", "><", ElementTree.tostring(root, encoding="unicode"))

@@ -144,7 +144,7 @@ def test_a_chart_fits_into_a_page() -> None:
             assert color not in svg
         colors = set(re.findall(r"(?:fill|stroke): ([^;\"]+)", svg))
         assert colors <= {"none", *charts.VARIABLES.values()}, "a colour does not follow the page"
-        assert "font-family" not in svg
+        assert "font-family:" not in svg, "the page's style sheet could not change it"
         assert not re.findall(r'(?:src|href)="(?!#)', svg)
         assert len(svg) < 20_000
 

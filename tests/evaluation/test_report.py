@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import html.parser
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,83 +13,19 @@ import pytest
 
 from edge_mrcnn.errors import EdgeMrcnnError
 from edge_mrcnn.evaluation import wording
-from edge_mrcnn.evaluation.bench import StageStats
 from edge_mrcnn.evaluation.comparison import (
     CandidateResult,
     DisagreementPicture,
-    Drop,
-    Interval,
     PrecisionComparison,
 )
 from edge_mrcnn.evaluation.report import COLUMNS, comparison_lines, write_report
 from edge_mrcnn.evaluation.report_page import fit_jpeg, render_page
 from tests.evaluation import comparisons
+from tests.evaluation.html_page import Page
 
 pytest.importorskip("matplotlib", reason="Matplotlib, which draws the charts, is not installed")
 
-VOID = {"meta", "link", "img", "br"}
 HOSTILE = "<script>alert(\"1\")</script> & '$x$' \x1b[31m"
-
-
-class Page(html.parser.HTMLParser):
-    """Reads a page as a strict reader would.
-
-    Attributes:
-        text: What is read aloud: text, and alternatives of pictures.
-        rows: Cells of each table row.
-        images: Sources of pictures.
-        captions: Of the figures.
-    """
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.attributes: list[tuple[str, str, str]] = []
-        self.rows: list[list[str]] = []
-        self.captions: list[str] = []
-        self._parts: list[str] = []
-        self.feed(page)
-        self.close()
-        assert not self.open, f"not closed: {self.open}"
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self._parts).replace("\N{NO-BREAK SPACE}", " ").split())
-
-    @property
-    def images(self) -> list[str]:
-        return [value for tag, name, value in self.attributes if (tag, name) == ("img", "src")]
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.attributes += [(tag, name, value or "") for name, value in attributes]
-        self._parts += [value or "" for name, value in attributes if name in ("alt", "aria-label")]
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "tr":
-            self.rows.append([])
-        elif tag in ("td", "th"):
-            self.rows[-1].append("")
-        elif tag == "figcaption":
-            self.captions.append("")
-
-    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attributes)
-        if tag not in VOID:
-            self.handle_endtag(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open, f"</{tag}> without a start"
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if "style" in self.open:
-            return
-        self._parts.append(data)
-        clean = data.replace("\N{NO-BREAK SPACE}", " ")
-        if "td" in self.open or "th" in self.open:
-            self.rows[-1][-1] += clean
-        elif "figcaption" in self.open:
-            self.captions[-1] += clean
 
 
 def strip(comparison: PrecisionComparison, **changes: object) -> PrecisionComparison:
@@ -384,77 +319,12 @@ def test_sensitivity_is_ranked_and_labelled(comparison: PrecisionComparison) -> 
     assert "Signal to noise (emulated)" not in Page(render_page(comparison, measured)).text
 
 
-LOSS, GAIN = Interval(0.2, 0.05, 0.35), Interval(-0.2, -0.35, -0.05)
-EVEN = Interval(0.2, -0.05, 0.45)
-
-
-@pytest.mark.parametrize(
-    ("mask", "box", "words", "judgement"),
-    [
-        (LOSS, LOSS, "costs 0.20 points of mask AP (95 %: 0.05 to 0.35) and 0.20 points of box AP (95 %: ", "loss"),
-        (
-            GAIN,
-            GAIN,
-            "gains 0.20 points of mask AP (95 %: 0.05 to 0.35) and gains 0.20 points of box AP (95 %: ",
-            "gain",
-        ),
-        (
-            EVEN,
-            EVEN,
-            "costs no measurable mask AP (0.20; 95 %: -0.05 to 0.45) and no measurable box AP (0.20; ",
-            "no loss",
-        ),
-        (
-            EVEN,
-            LOSS,
-            "costs no measurable mask AP (0.20; 95 %: -0.05 to 0.45) and 0.20 points of box AP (",
-            "loss of boxes",
-        ),
-        (GAIN, LOSS, "gains 0.20 points of mask AP (95 %: 0.05 to 0.35) and costs 0.20 points of box", "loss of boxes"),
-        (GAIN, EVEN, "gains 0.20 points of mask AP (95 %: 0.05 to 0.35) and costs no measurable box", "gain of masks"),
-        (None, LOSS, "costs 0.20 points of box AP (95 %: 0.05 to 0.35); it takes", "loss"),
-        (None, Interval(0.0, 0.0, 0.0), "costs no measurable box AP (0.00; 95 %: 0.00 to 0.00); it takes", "no loss"),
-    ],
-)
-def test_verdicts(mask: Interval | None, box: Interval, words: str, judgement: str) -> None:
-    first = comparisons.make_comparison(pictures=False).results[0]
-    drop = Drop(box, mask)
-    rival = dataclasses.replace(first, label="int8", drop=drop, size_bytes=798_298)
-    sentence = wording.describe(rival, first).replace("\N{NO-BREAK SPACE}", " ").replace("\N{MINUS SIGN}", "-")
-    assert sentence.startswith(f"INT8 {words}")
-    assert sentence.endswith("; it takes 10 % of the space and runs 1.00 times as fast.")
-    assert wording.judge_both(drop)[1].replace("no measurable", "no").replace("measurable ", "") == judgement
-
-
-@pytest.mark.parametrize(
-    ("size", "p50", "words"),
-    [
-        (7_982_982, 92.424, "is as large and takes 2.00 times as long."),
-        (15_965_964, 23.106, "is 2.00 times as large and runs 2.00 times as fast."),
-        (None, 23.106, "runs 2.00 times as fast."),
-    ],
-)
-def test_size_and_speed_in_words(size: int | None, p50: float, words: str) -> None:
-    first = comparisons.make_comparison(pictures=False).results[0]
-    rival = dataclasses.replace(first, label="a.engine", size_bytes=size, latency=StageStats(p50, 100, 95))
-    assert wording.describe(rival, first) == f"a.engine {words}"
-
-
 @pytest.mark.parametrize(("load", "busy"), [(None, False), (0.4, False), (1.0, False), (3.1, True)])
 def test_a_busy_machine_is_said_to_be_one(comparison: PrecisionComparison, load: float | None, busy: bool) -> None:
     loaded = dataclasses.replace(comparison, machine=dataclasses.replace(comparison.machine, load=load))
     text = Page(render_page(dataclasses.replace(loaded, disagreements=()))).text
     assert ("The machine was busy (load 3.1, 2 cores)" in text) == busy
     assert any(line.startswith("The machine was busy") for line in comparison_lines(loaded)) == busy
-
-
-def test_the_headline_is_what_would_be_shipped(comparison: PrecisionComparison) -> None:
-    chosen = wording.headline(comparison)
-    assert chosen is not None
-    assert chosen.label == "int8-cpu"
-    assert "it takes 29 % of the space and runs 2.19 times as fast" in wording.verdict(comparison).replace("\xa0", " ")
-    assert wording.headline(reference_alone(comparison)) is None
-    assert "nothing to compare" in wording.verdict(reference_alone(comparison))
 
 
 def test_a_report_that_cannot_be_written_leaves_nothing(comparison: PrecisionComparison, tmp_path: Path) -> None:
