@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edge_mrcnn.compiler.emulation import SESSION_CONFIG, emulate
-from edge_mrcnn.compiler.passes import apply_passes, passes_of
+from edge_mrcnn.compiler.passes import (
+    apply_passes,
+    bind_plugins,
+    fold_constants,
+    infer_types,
+    insert_qdq,
+    passes_of,
+)
 from edge_mrcnn.compiler.recipe import Recipe
 from edge_mrcnn.spec import METADATA_KEY
 from tests.compiler.ranges import BUNDLED, bundled_inputs, measured_ranges
@@ -197,3 +205,16 @@ def dequantised(model: onnx.ModelProto) -> set[str]:
 def roundings(model: onnx.ModelProto) -> set[str]:
     casts = [node for node in model.graph.node if node.op_type == "Cast"]
     return {n.name for n in casts if any(a.name == "to" and a.i == TensorProto.FLOAT16 for a in n.attribute)}
+
+
+def test_a_model_with_q_and_dq_of_its_own() -> None:
+    """As from quantisation-aware training: its pairs are kept, what is around them is rounded."""
+    model = build_tiny_model(batch=1)
+    recipe = Recipe("int8", measured_ranges(model))
+    own = apply_passes(model, [infer_types, bind_plugins, fold_constants, functools.partial(insert_qdq, recipe=recipe)])
+    emulated = emulate(own, Recipe("int8"))
+    pairs = [sum(node.op_type == "QuantizeLinear" for node in one.graph.node) for one in (own, emulated)]
+    assert pairs[0] == pairs[1] > 4
+    names = halves(own, Recipe("int8")) - dequantised(emulated)
+    assert len(names) > 10
+    assert unrounded(emulated, names, feeds()) == set()
