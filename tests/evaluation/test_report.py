@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -342,3 +343,31 @@ def test_without_jinja(comparison: PrecisionComparison, monkeypatch: pytest.Monk
     monkeypatch.setitem(__import__("sys").modules, "jinja2", None)
     with pytest.raises(EdgeMrcnnError, match=r"pip install 'edge-mrcnn\[eval\]'"):
         write_report(comparison, tmp_path / "report.html")
+
+
+def luminance(color: str) -> float:
+    """Relative luminance. Source: WCAG 2."""
+    channels = [int(color[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+    linear = [one / 12.92 if one <= 0.04045 else ((one + 0.055) / 1.055) ** 2.4 for one in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_text_stands_out_in_light_and_dark(comparison: PrecisionComparison, scheme: int) -> None:
+    source = render_page(dataclasses.replace(comparison, disagreements=()))
+    blocks = re.findall(r":root \{([^}]*--ink[^}]*)\}", source)
+    assert len(blocks) == 2
+    colors = dict(re.findall(r"--([\w-]+): (#\w{6})", blocks[scheme]))
+    pairs = [(text, ground) for text in ("ink", "muted", "accent") for ground in ("page", "surface", "raised")]
+    pairs += [(kind, f"{kind}-soft") for kind in ("loss", "gain", "even", "warn")] + [("ink", "warn-soft")]
+    for text, ground in pairs:
+        dark, light = sorted((luminance(colors[text]), luminance(colors[ground])))
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, (text, ground)
+
+
+def test_headings_skip_no_level(comparison: PrecisionComparison) -> None:
+    source = render_page(comparison, comparisons.make_sensitivity())
+    levels = [int(level) for level in re.findall(r"<h(\d)", source)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
