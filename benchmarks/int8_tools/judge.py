@@ -65,16 +65,12 @@ class _Reference:
         with self._open(path, model, made) as runner:
             row, matches = self._evaluate(runner)
         (drop,) = ap_drops(self.matches, [matches])
-        layers = layer_precisions(model, self.spec)
-        shares = requested_table(layers)
         return {
             **row,
             "size": path.stat().st_size,
             "backend": runner.backend,
             "drop": dataclasses.asdict(drop),
-            "layers": len(layers),
-            "int8_layers": sum(layer.precision == "int8" for layer in layers),
-            "int8_macs": int8_share(shares),
+            **self._count_layers(model),
         }
 
     def adopt(self, model: onnx.ModelProto) -> onnx.ModelProto:
@@ -88,6 +84,15 @@ class _Reference:
             recipe = Recipe("int8", Ranges.load(Path(made["ranges"])))
             return EmulatedRunner(self.path, recipe, self.threads, model=self.source)
         return EmulatedRunner(path, Recipe("int8"), self.threads, model=model)
+
+    def _count_layers(self, model: onnx.ModelProto) -> Row:
+        """Weighted layers and those in INT8; nothing where the boxes' arithmetic was inlined and shapes are lost."""
+        try:
+            layers = layer_precisions(model, self.spec)
+        except ValueError:
+            return {}
+        quantised = sum(layer.precision == "int8" for layer in layers)
+        return {"layers": len(layers), "int8_layers": quantised, "int8_macs": int8_share(requested_table(layers))}
 
     def _evaluate(self, runner: OrtRunner) -> tuple[Row, Mapping[Any, Matches]]:
         detector = Detector(runner, threshold=None)
