@@ -2,7 +2,8 @@
 
 A bin's value is a weighted mean, and bilinear weights are products of one weight across and one down. So pooling is two
 products of matrices for each roi, of weights in uint8 with the codes under its samples; those are fetched by rows of
-channels, two neighbours at once. All levels are one table of rows, hence they must share a scale.
+channels, two neighbours at once, and for one row of bins after the other, so that they stay in the cache. All levels
+are one table of rows, hence they must share a scale.
 
 The weights of the two neighbours of a sample are rounded to 255 parts that always add up to 255: a constant feature map
 pools to exactly its value. What is added to the error of the codes is half a step of the features' scale for the means
@@ -71,8 +72,9 @@ class _Pooling:
         return int(self.attributes["output_size"]) * int(self.attributes["sampling_ratio"])
 
     def fetched_bytes(self, rois: int) -> int:
-        """Memory of the codes under all samples of so many rois."""
-        return rois * (2 * self.samples) ** 2 * int(self.codes[0].shape[1])
+        """Memory of the codes under the samples of one row of bins of so many rois."""
+        ratio = int(self.attributes["sampling_ratio"])
+        return rois * 2 * ratio * 2 * self.samples * int(self.codes[0].shape[1])
 
 
 def _read(node: gs.Node) -> _Pooling | None:
@@ -129,12 +131,20 @@ class _Writer:
         size, samples = int(pooling.attributes["output_size"]), pooling.samples
         channels = int(pooling.codes[0].shape[1])
         index, across, down = self.places(pooling)
-        rows = self.Reshape(self.Gather(tables[key], index, axis=0), [-1, 2 * samples, 2 * samples, channels])
-        share = np.float32(1 / (PARTS * int(pooling.attributes["sampling_ratio"]))), np.uint8(0)
+        ratio = int(pooling.attributes["sampling_ratio"])
+        share = np.float32(1 / (PARTS * ratio)), np.uint8(0)
         result = pooling.quantize.inputs[1:]
-        means = self.QLinearMatMul(across, *share, rows, *pooling.scale, *pooling.scale)
-        means = self.Reshape(means, [-1, 2 * samples, size * channels])
-        patches = self.QLinearMatMul(down, *share, means, *pooling.scale, *result)
+        parts = {"count": size, "num_outputs": size}
+        rows = []
+        for places, weights in zip(
+            self.emit("Split", index, axis=1, **parts), self.emit("Split", down, axis=2, **parts), strict=True
+        ):
+            fetched = self.Gather(tables[key], places, axis=0)
+            fetched = self.Reshape(fetched, [-1, 2 * ratio, 2 * samples, channels])
+            means = self.QLinearMatMul(across, *share, fetched, *pooling.scale, *pooling.scale)
+            means = self.Reshape(means, [-1, 2 * ratio, size * channels])
+            rows.append(self.QLinearMatMul(weights, *share, means, *pooling.scale, *result))
+        patches = self.Concat(*rows, axis=1)
         patches = self.Transpose(self.Reshape(patches, [-1, size, size, channels]), perm=[0, 3, 1, 2])
         codes = pooling.quantize.outputs[0]
         patches.inputs[0].outputs = [codes]
@@ -152,7 +162,7 @@ class _Writer:
         """Where the samples of each of the R rois are, T along a side of its patch of S bins, and what they weigh.
 
         Returns:
-            Rows of the table `(R, 2 T, T)`; weights across `(R, 1, S, 2 T)` and down `(R, S, 2 T)`, uint8.
+            Rows of the table `(R, 2 T, T)`; weights across, a matrix `(R, 1, S, 2 T)`, and down `(R, 1, 2 T)`, uint8.
         """
         rois, picture = self.flat_rois(pooling.rois)
         low, side, level, real = self.levels(pooling.attributes, rois)
@@ -206,12 +216,12 @@ class _Writer:
         return low, self.Max(side, np.float32(1)), level, real
 
     def weights(self, share: gs.Variable, within: gs.Variable, pooling: _Pooling) -> tuple[gs.Variable, gs.Variable]:
-        """The matrices whose rows weigh the samples of one bin; `share` `(R, 2, T)` of the second neighbour, 0 to 1."""
+        """Weights across and down by the `share` `(R, 2, T)`, 0 to 1, of the second neighbour of each sample."""
         second = self.Floor(self.Add(self.Mul(share, np.float32(PARTS)), np.float32(0.5)))
         pair = [self.Unsqueeze(x, [3]) for x in (self.Sub(np.float32(PARTS), second), second)]
         pair = self.Where(self.Unsqueeze(within, [3]), self.Concat(*pair, axis=3), np.float32(0))
         size, samples = int(pooling.attributes["output_size"]), pooling.samples
         parts = self.Reshape(self.Cast(pair, to=np.uint8), [0, 2, 1, 2 * samples])
+        across, down = self.emit("Split", parts, count=2, axis=1, num_outputs=2)
         own = np.repeat(np.eye(size, dtype=np.bool_), 2 * samples // size, axis=1)
-        across, down = self.emit("Split", self.Where(own, parts, np.uint8(0)), count=2, axis=1, num_outputs=2)
-        return across, self.Squeeze(down, [1])
+        return self.Where(own, across, np.uint8(0)), self.Squeeze(down, [1])

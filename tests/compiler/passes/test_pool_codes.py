@@ -85,6 +85,7 @@ def test_pooling_of_each_number_of_levels(levels: int) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
+        {"output_size": 1},
         {"output_size": 7},
         {"sampling_ratio": 1},
         {"sampling_ratio": 3},
