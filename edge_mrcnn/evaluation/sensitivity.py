@@ -156,20 +156,22 @@ class SensitivityResult:
         Raises:
             EdgeMrcnnError: Matplotlib is not installed.
         """
-        from edge_mrcnn.evaluation import charts  # Matplotlib takes a second
+        from edge_mrcnn.evaluation import charts, wording
 
         rows = [
             charts.Bar(
                 group.name,
                 max(_QUIETEST - group.snr_db, 0.0),
-                f"{_decibels(group.snr_db).strip()} dB",
+                wording.show_db(group.snr_db),
                 emulated=self.dialect == "tensorrt",
                 quiet=group is self.together,
             )
             for group in (self.together, *self.groups)
         ]
         title = "Noise with one group of layers quantised, as signal-to-noise ratio"
-        return charts.draw_bars(rows, f"{title}: {'; '.join(f'{row.name} {row.text}' for row in rows)}.")
+        return charts.draw_bars(
+            rows, f"{title}: {'; '.join(f'{row.name} {row.text}' for row in rows)}.", width=charts.WIDTH
+        )
 
     def lines(self) -> list[str]:
         """The result as lines of a text table; the longer a bar, the more noise."""
