@@ -1,7 +1,8 @@
 """Builds and runs engines where a TensorRT is that supports the GPU; else writes down what it answers.
 
 An engine is compared with ONNX Runtime on the same pictures, whole frames are timed with and without CUDA graphs, and
-the engine itself is asked for its layers: every reformat is a copy that the plugins' formats should have spared.
+the engine itself is asked for its layers: every reformat is a copy that the plugins' formats should have spared, and
+work in more bits than asked for is speed that int8 promised. The bundled model's precisions are then set side by side.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import importlib.util
 import json
 import statistics
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,20 +21,21 @@ import numpy as np
 
 from benchmarks.gpu_check.cases import Array
 from benchmarks.gpu_check.isolation import ROOT, Emit, Row, Skipped
+from benchmarks.gpu_check.precisions import RANGES, compare_engines, engine_row, judge_work, time_frames
 from edge_mrcnn.errors import EdgeMrcnnError
 from edge_mrcnn.gpu import tensorrt_api
 from edge_mrcnn.gpu.target import Flavour
 
 SAMPLES = ROOT / "samples" / "tabletop"
 TARGETS: dict[Flavour, str] = {"tensorrt": "tensorrt", "rtx": "rtx:current"}
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", "fp16", "int8")
 NEEDED = ("onnx", "onnx_graphsurgeon", "onnxruntime", "cv2")
-PICTURES, FRAMES, WARM_UP = 8, 150, 20
+PICTURES = 8
 SCORE = 0.1
 """Detections from this score on are compared: at the network's own threshold of 0.05 rounding decides."""
 
 SAME_IOU = 0.9
-LEAST_MATCHED = {"fp32": 0.98, "fp16": 0.95}
+LEAST_MATCHED = {"fp32": 0.98, "fp16": 0.95, "int8": 0.85}
 RESNET, RESNET_HW, BUILD_LIMIT_S = "maskrcnn_resnet50_fpn", (480, 640), 90.0
 
 
@@ -50,8 +51,22 @@ def check_bundled(emit: Emit) -> None:
     paths = sorted((SAMPLES / "val" / "images").glob("*.jpg"))[:PICTURES]
     pictures = [read_picture(path) for path in paths]
     for flavour in flavours:
-        for precision in PRECISIONS:
-            check_engine(SAMPLES / "model.onnx", flavour, precision, pictures, emit)
+        check_precisions(SAMPLES / "model.onnx", flavour, pictures, emit)
+
+
+def check_precisions(model: Path, flavour: Flavour, pictures: Sequence[Array], emit: Emit) -> None:
+    """Each precision of a network, then all of them side by side; where one is built, none may be refused."""
+    name = f"{model.stem} {TARGETS[flavour]}"
+    with tempfile.TemporaryDirectory() as folder:
+        built = {
+            precision: check_engine(model, flavour, precision, pictures, Path(folder), emit) for precision in PRECISIONS
+        }
+        engines = {precision: path for precision, path in built.items() if path is not None}
+        if len(engines) == len(PRECISIONS):
+            compare_engines(name, model, engines, pictures, emit)
+        elif engines:
+            refused = ", ".join(precision for precision in PRECISIONS if precision not in engines)
+            emit(engine_row(name, "side by side", f"only {', '.join(engines)} could be built, not {refused}", ok=False))
 
 
 def check_resnet(emit: Emit) -> None:
@@ -75,7 +90,7 @@ def check_resnet(emit: Emit) -> None:
         size = f"{RESNET_HW[0]}x{RESNET_HW[1]}"
         export_model(RESNET, ExportOptions(weights=str(weights), num_classes=7, size=size), model)
         for flavour in flavours:
-            check_engine(model, flavour, "fp16", pictures, emit)
+            check_engine(model, flavour, "fp16", pictures, Path(folder), emit)
 
 
 def _require(*more: str) -> list[Flavour]:
@@ -107,49 +122,49 @@ def _options(flavour: Flavour, precision: str) -> Any:
     return BuildOptions(
         precision=precision,  # type: ignore[arg-type]
         target=TARGETS[flavour],
+        ranges=RANGES if precision == "int8" else None,
         batch="1,1,4",
         cache_limit_gib=0,
         timeout_s=BUILD_LIMIT_S,
     )
 
 
-def check_engine(model: Path, flavour: Flavour, precision: str, pictures: Sequence[Array], emit: Emit) -> None:
-    """Build, run, compare, time and inspect one engine; a refusal is a row, and the end."""
+def check_engine(
+    model: Path, flavour: Flavour, precision: str, pictures: Sequence[Array], folder: Path, emit: Emit
+) -> Path | None:
+    """Build, run, compare, time and inspect one engine; a refusal is a row, and the end.
+
+    Returns:
+        The engine, in the folder given; None where it was refused.
+    """
     from edge_mrcnn.compiler.builder import build_engine
     from edge_mrcnn.runtime.detector import Detector
     from edge_mrcnn.runtime.trt_runner import TrtRunner
 
     name = f"{model.stem} {TARGETS[flavour]} {precision}"
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         try:
-            built = build_engine(model, _options(flavour, precision), Path(folder))
+            built = build_engine(model, _options(flavour, precision), folder)
             runner = stack.enter_context(TrtRunner(built.engine))
         except EdgeMrcnnError as error:
             emit({"engine": name, "what": "refused", "detail": str(error)})
-            return
-        emit(_row(name, "built", f"{built.size_bytes / 1e6:.1f} MB in {built.seconds:.1f} s"))
+            return None
+        emit(engine_row(name, "built", f"{built.size_bytes / 1e6:.1f} MB in {built.seconds:.1f} s"))
+        emit(judge_work(name, precision, built.requested, built.realised))
         reference = stack.enter_context(Detector(model, threshold=None))
         found = [Detector(runner, threshold=None)(picture) for picture in pictures]
         expected = [reference(picture) for picture in pictures]
         emit(_compare(name, found, expected, LEAST_MATCHED[precision]))
-        emit(_row(name, "layers", summarise_layers(_layers(flavour, built.engine))))
+        emit(engine_row(name, "layers", summarise_layers(_layers(flavour, built.engine))))
         for graphs in ("auto", "frame", "off"):
             with TrtRunner(built.engine, graphs=graphs) as timed:  # type: ignore[arg-type]
-                emit(_row(name, f"frames, graphs {graphs}", _time_frames(Detector(timed), pictures)))
-
-
-def _row(name: str, what: str, detail: str) -> Row:
-    return {"engine": name, "what": what, "ok": True, "detail": detail}
+                emit(engine_row(name, f"frames, graphs {graphs}", _time_frames(Detector(timed), pictures)))
+    return built.engine
 
 
 def _time_frames(detector: Any, pictures: Sequence[Array]) -> str:
-    """From picture to detections, one after the other: upload, letterbox, network, download, boxes."""
-    times = []
-    for i in range(WARM_UP + FRAMES):
-        begin = time.perf_counter()
-        detector(pictures[i % len(pictures)])
-        times.append((time.perf_counter() - begin) * 1e3)
-    p50, p95 = np.percentile(times[WARM_UP:], (50, 95))
+    (times,) = time_frames({"": detector}, pictures).values()
+    p50, p95 = np.percentile(times, (50, 95))
     height, width = pictures[0].shape[:2]
     return f"p50 {p50:.2f} ms, p95 {p95:.2f} ms, pictures of {height}x{width}"
 
@@ -206,7 +221,7 @@ def _compare(name: str, found: Sequence[Any], expected: Sequence[Any], least: fl
         f"score off by {max(differences):.4f} at most"
     )
     good = wanted > 0 and matched >= least * wanted and extra <= (1 - least) * wanted
-    return {"engine": name, "what": "against ONNX Runtime", "ok": good, "detail": detail}
+    return engine_row(name, "against ONNX Runtime", detail, good)
 
 
 # -------------------------------------------------------------------------------------------------------------- Layers

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.gpu_check import engines
+from benchmarks.gpu_check import engines, precisions
 from edge_mrcnn import device
 from edge_mrcnn.detections import Detections
 from edge_mrcnn.runtime.pictures import read_picture
@@ -48,12 +48,12 @@ def test_reformats_are_counted() -> None:
     )
 
 
-def test_a_tensorrt_that_refuses_is_quoted(rtx: None) -> None:
+def test_a_tensorrt_that_refuses_is_quoted(rtx: None, tmp_path: Path) -> None:
     pytest.importorskip("onnx", reason="onnx is not installed")
     if device.find_gpus():
         pytest.skip("this machine has a GPU")
     rows: list[dict[str, Any]] = []
-    engines.check_engine(engines.SAMPLES / "model.onnx", "rtx", "fp32", [], rows.append)
+    assert engines.check_engine(engines.SAMPLES / "model.onnx", "rtx", "fp32", [], tmp_path, rows.append) is None
     assert [(row["engine"], row["what"]) for row in rows] == [("model rtx:current fp32", "refused")]
     assert "needs an NVIDIA GPU" in rows[0]["detail"]
 
@@ -70,21 +70,27 @@ class RunsElsewhere(OrtRunner):
         super().__init__(engines.SAMPLES / "model.onnx")
 
 
-def test_an_engine_is_built_compared_timed_and_inspected(rtx: None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("precision", "asked"), [("fp16", "float16 100.0%"), ("int8", "int8 98.1%")])
+def test_an_engine_is_built_compared_timed_and_inspected(
+    precision: str, asked: str, rtx: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("onnx_graphsurgeon", reason="onnx-graphsurgeon is not installed")
     RunsElsewhere.opened = []
     monkeypatch.setattr("edge_mrcnn.runtime.trt_runner.TrtRunner", RunsElsewhere)
     monkeypatch.setattr(engines, "TARGETS", {"rtx": "rtx"})
     monkeypatch.setattr(engines, "_layers", lambda flavour, path: [{"Name": "conv1"}])
-    monkeypatch.setattr(engines, "FRAMES", 3)
-    monkeypatch.setattr(engines, "WARM_UP", 1)
+    monkeypatch.setattr(precisions, "FRAMES", 3)
+    monkeypatch.setattr(precisions, "WARM_UP", 1)
     pictures = [read_picture(path) for path in sorted((engines.SAMPLES / "val" / "images").glob("*.jpg"))[:2]]
     rows: list[dict[str, Any]] = []
-    engines.check_engine(engines.SAMPLES / "model.onnx", "rtx", "fp16", pictures, rows.append)
-    assert all(row["ok"] for row in rows), rows
+    built = engines.check_engine(engines.SAMPLES / "model.onnx", "rtx", precision, pictures, tmp_path, rows.append)
+    assert built is not None
+    assert built.parent == tmp_path
     assert RunsElsewhere.opened == ["auto", "auto", "frame", "off"]
+    assert [row["what"] for row in rows if not row["ok"]] == ["work"], "without a GPU no engine was looked into"
     details = {row["what"]: row["detail"] for row in rows}
-    assert details["built"].startswith("7.")
+    assert details["built"].startswith(f"{built.stat().st_size / 1e6:.1f} MB in ")
+    assert details["work"].startswith(f"asked for {asked}")
     assert " extra, mean IoU 1.0000, score off by 0.0000 at most" in details["against ONNX Runtime"]
     assert details["layers"] == "1 layers, 0 reformats"
     assert details["frames, graphs off"].endswith("pictures of 480x640")
