@@ -88,7 +88,7 @@ def _cost_table(results: Sequence[CandidateResult]) -> list[str]:
         ratio, speed = (measure(result, results[0]) for measure in (wording.size_ratio, wording.speed_ratio))
         latency = result.latency
         times = (latency.p50_ms, latency.p95_ms, latency.mean_ms) if latency else (None, None, None)
-        cells = f"{size:>11}{_percent(ratio):>11}" + "".join(f"{_number(time, 1):>10}" for time in times)
+        cells = f"{size:>11}{_percent(ratio, 1):>11}" + "".join(f"{_number(time, 1):>10}" for time in times)
         rows.append(_head(_label(result)) + cells + f"{_number(speed):>10}{_percent(result.int8_share):>11}")
     return rows
 

@@ -197,7 +197,7 @@ def _describe_interval(what: str, lost: Interval) -> str:
 def _describe_size(ratio: float) -> str:
     if 0.995 < ratio < 1.005:
         return "is as large"
-    return f"takes {show_share(ratio, 0)} of the space" if ratio < 1 else f"is {show(ratio)} times as large"
+    return f"takes {show_share(ratio)} of the space" if ratio < 1 else f"is {show(ratio)} times as large"
 
 
 def _describe_agreement(agreement: Agreement, reference: str) -> str:

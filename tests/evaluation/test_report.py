@@ -224,7 +224,7 @@ def test_an_emulated_verdict_says_so(comparison: PrecisionComparison) -> None:
 def test_lines_have_the_figures(comparison: PrecisionComparison) -> None:
     text = "\n".join(comparison_lines(comparison))
     for expected in (
-        r"int8-cpu +2\.31 MB +29 % +21\.1 +23\.4 +21\.4 +2\.19 +95 %",
+        r"int8-cpu +2\.31 MB +29\.0 % +21\.1 +23\.4 +21\.4 +2\.19 +95 %",
         r"int8\* +- +- +- +- +- +- +97 %",
         r"int8-cpu +70\.04 +89\.35 +78\.66 +48\.64 +72\.17 +81\.31   0\.20 \[0\.02, 0\.37\] loss",
         r"fp16\* .* -0\.01 \[-0\.03, 0\.02\] none shown",

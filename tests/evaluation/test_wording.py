@@ -49,7 +49,7 @@ def test_verdicts(mask: Interval | None, box: Interval, words: str, judgement: s
     rival = dataclasses.replace(first, label="int8", drop=drop, size_bytes=798_298)
     sentence = wording.describe(rival, first).replace("\N{NO-BREAK SPACE}", " ").replace("\N{MINUS SIGN}", "-")
     assert sentence.startswith(f"INT8 {words}")
-    assert sentence.endswith("; it takes 10 % of the space and runs 1.00 times as fast.")
+    assert sentence.endswith("; it takes 10.0 % of the space and runs 1.00 times as fast.")
     assert wording.judge_both(drop)[1].replace("no measurable", "no").replace("measurable ", "") == judgement
 
 
@@ -72,7 +72,9 @@ def test_the_headline_is_what_would_be_shipped() -> None:
     chosen = wording.headline(comparison)
     assert chosen is not None
     assert chosen.label == "int8-cpu"
-    assert "it takes 29 % of the space and runs 2.19 times as fast" in wording.verdict(comparison).replace("\xa0", " ")
+    assert "it takes 29.0 % of the space and runs 2.19 times as fast" in wording.verdict(comparison).replace(
+        "\xa0", " "
+    )
     alone = dataclasses.replace(comparison, results=comparison.results[:1])
     assert wording.headline(alone) is None
     assert "nothing to compare" in wording.verdict(alone)
