@@ -14,7 +14,12 @@ from edge_mrcnn.device import find_gpus
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 TABLETOP = ROOT / "samples" / "tabletop"
-LESS = {"bench": ["--runs", "1", "--warmup", "0"], "train": ["--epochs", "1", "--batch-size", "2", "--workers", "0"]}
+LESS = {
+    "bench": ["--runs", "1", "--warmup", "0"],
+    "calibrate": ["--allow-few"],
+    "compare": ["--runs", "1"],
+    "train": ["--epochs", "1", "--batch-size", "2", "--workers", "0"],
+}
 """Added to a command, so that a test need not measure or train for long."""
 
 
@@ -30,7 +35,7 @@ def for_gpu(line: list[str]) -> bool:
 
 
 def prepare(folder: Path) -> None:
-    """What the reader of the README has: a checkpoint, a clip, a data set of the checkpoint's classes."""
+    """What the reader of the README has: a checkpoint, a clip, photos, a data set of the checkpoint's classes."""
     import torch
 
     from edge_mrcnn.training.zoo import build_model
@@ -49,6 +54,7 @@ def prepare(folder: Path) -> None:
         (folder / name / "annotations.json").write_text(json.dumps(truth))
         for image in truth["images"]:
             shutil.copy(TABLETOP / "val" / "images" / image["file_name"], folder / name / "images")
+    shutil.copytree(folder / "val" / "images", folder / "photos")
 
 
 SHORTEN = """
@@ -65,7 +71,8 @@ with open_source("whole.mp4") as frames, open_sink("clip.mp4") as sink:
 def test_commands_and_python(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
     prepare(tmp_path)
-    verbs = ["export", "build", "run", "eval", "bench", "inspect", "doctor", "build", "run", "train"]
+    verbs = ["export", "build", "run", "eval", "bench", "inspect", "doctor"]
+    verbs += ["calibrate", "compare", "build", "build", "build", "run", "train"]
     assert [line[1] for line in commands()] == verbs
     for line in commands():
         command = [sys.executable, "-m", "edge_mrcnn", *line[1:], *LESS.get(line[1], [])]
