@@ -38,6 +38,8 @@ EXTRA_OF = {
     "onnxruntime": "cpu",
     "cv2": "vision",
     "pycocotools": "eval",
+    "jinja2": "eval",
+    "matplotlib": "eval",
     "mujoco": "tabletop",
     "tensorrt": "tensorrt",
     "tensorrt_rtx": "rtx",

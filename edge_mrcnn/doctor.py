@@ -78,6 +78,8 @@ PACKAGES = (
     Package("tensorrt", ("tensorrt",), "tensorrt", "engines for Jetsons and data-centre GPUs, built on the device"),
     Package("cuda", ("cuda-core",), "gpu-cu13", "running engines (gpu-cu12 for CUDA 12)"),
     Package("pycocotools", ("pycocotools",), "eval", "COCO average precision"),
+    Package("jinja2", ("Jinja2",), "eval", "reports of comparisons"),
+    Package("matplotlib", ("matplotlib",), "eval", "charts"),
     Package("torch", ("torch",), "train", "training and export"),
     Package("torchvision", ("torchvision",), "train", "training and export"),
     Package("onnxscript", ("onnxscript",), "train", "export"),
@@ -89,9 +91,12 @@ GPU_ONLY = ("tensorrt", "cuda")
 NEEDS: dict[str, tuple[str, ...]] = {
     "train": ("torch", "torchvision", "pycocotools", "cv2"),
     "export": ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime"),
+    "calibrate": ("onnx", "onnx_graphsurgeon", "onnxruntime", "cv2"),
+    "sensitivity": ("onnx", "onnx_graphsurgeon", "onnxruntime", "cv2", "pycocotools"),
     "build": ("onnx", "onnx_graphsurgeon", "onnxruntime", "tensorrt or tensorrt_rtx"),
     "run": ("onnxruntime", "cv2"),
     "eval": ("onnxruntime", "cv2", "pycocotools"),
+    "compare": ("onnx", "onnx_graphsurgeon", "onnxruntime", "cv2", "pycocotools", "jinja2", "matplotlib"),
     "bench": ("onnxruntime", "cv2"),
     "inspect": ("onnx", "onnx_graphsurgeon"),
 }
@@ -153,6 +158,11 @@ def _examine_machine(gpus: list[device.Gpu]) -> Iterable[Finding]:
     else:
         yield Finding("machine", "Python", "missing", f"{version} is too old", "install Python 3.10 or newer")
     yield Finding("machine", "platform", "note", f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores")
+    if dots := device.integer_dot_products():
+        yield Finding("machine", "int8 on the CPU", "ok", f"{dots}: build --precision int8 --target cpu pays")
+    else:
+        detail = "no dot products of bytes (VNNI) are told of: int8 on the CPU may gain little; edge-mrcnn bench tells"
+        yield Finding("machine", "int8 on the CPU", "note", detail)
     if model := device.jetson_model():
         yield Finding("machine", "Jetson", "note", f"{model}{_l4t_release()}")
     cuda = device.driver_cuda_version()

@@ -118,3 +118,22 @@ def test_jetsons_are_known_by_release_file_or_device_tree(
     monkeypatch.setattr(device, "JETSON_RELEASE", tmp_path / "release")
     monkeypatch.setattr(device, "DEVICE_TREE_MODEL", tmp_path / "model")
     assert device.jetson_model() == found
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("model name\t: some CPU\nflags\t\t: fpu avx512f avx512_vnni avx_vnni\n", "AVX-512 VNNI"),
+        ("processor\t: 0\nFeatures\t: fp asimd asimddp\n", "ARM dot products"),
+        ("flags\t\t: fpu sse2 avx2\n", None),
+        ("", None),
+    ],
+)
+def test_dot_products_of_bytes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, expected: str | None
+) -> None:
+    (tmp_path / "cpuinfo").write_text(text)
+    monkeypatch.setattr(device, "CPUINFO", tmp_path / "cpuinfo")
+    assert device.integer_dot_products() == expected
+    monkeypatch.setattr(device, "CPUINFO", tmp_path / "nothing")
+    assert device.integer_dot_products() is None

@@ -50,6 +50,9 @@ VERBS = [
     ("run", "cv2", "pip install 'edge-mrcnn[vision]'"),
     ("run", "onnxruntime", "pip install 'edge-mrcnn[cpu]'"),
     ("eval", "pycocotools", "pip install 'edge-mrcnn[eval]'"),
+    ("calibrate", "onnxruntime", "pip install 'edge-mrcnn[cpu]'"),
+    ("sensitivity", "pycocotools", "pip install 'edge-mrcnn[eval]'"),
+    ("compare", "jinja2", "pip install 'edge-mrcnn[eval]'"),
     ("bench", "onnxruntime", "pip install 'edge-mrcnn[cpu]'"),
     ("inspect", "onnx", "pip install 'edge-mrcnn[compile]'"),
 ]

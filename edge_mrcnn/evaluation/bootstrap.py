@@ -80,9 +80,6 @@ class Matches:
         With all weights 1 this is pycocotools' figure; with others it is that of the pictures copied so often, up to
         the order of detections of one picture that share a score, which copies would shuffle.
 
-        With all weights 1 this is pycocotools' figure; with others it is that of the pictures copied so often, up to
-        the order of detections of one picture that share a score, which copies would shuffle.
-
         Args:
             weights: `(S, I)` integers from 0, one row a resample.
 

@@ -176,7 +176,7 @@ def evaluate(
         StreamError: The data set cannot be used, or has other classes than the model.
     """
     options = options or EvalOptions()
-    _pycocotools()  # says what to install before minutes are spent
+    import_pycocotools()  # says what to install before minutes are spent
     labelled = LabelledSet.read(data, detector.spec.class_names, options.classes, options.limit)
     results: list[dict[str, Any]] = []
     seconds = 0.0
@@ -282,7 +282,7 @@ def summarise(evaluations: Mapping[Kind, Any], categories: Sequence[Mapping[str,
 
 
 def _evaluate_kind(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], kind: Kind) -> Any:
-    coco, coco_eval, rle = _pycocotools()
+    coco, coco_eval, rle = import_pycocotools()
     # Ids from 1: pycocotools takes a match with annotation 0 for no match.
     annotations = [
         {"iscrowd": 0, "area": row["bbox"][2] * row["bbox"][3], **row, "id": place}
@@ -336,7 +336,12 @@ def _mean(values: npt.NDArray[np.float64]) -> float | None:
     return round(float(measured.mean() * 100), 3) if measured.size else None
 
 
-def _pycocotools() -> tuple[Any, Any, Any]:
+def import_pycocotools() -> tuple[Any, Any, Any]:
+    """`COCO`, `COCOeval` and the module `mask` of pycocotools.
+
+    Raises:
+        EdgeMrcnnError: It is not installed.
+    """
     try:
         from pycocotools import mask
         from pycocotools.coco import COCO

@@ -21,7 +21,7 @@ from edge_mrcnn.evaluation.agreement import AgreementMeter
 from edge_mrcnn.evaluation.bench import BenchOptions, DetectorSubject, StageStats, compare
 from edge_mrcnn.evaluation.bootstrap import Matches, ap_drops
 from edge_mrcnn.evaluation.candidates import Candidate, open_candidates
-from edge_mrcnn.evaluation.coco import ApSummary, _pycocotools, run_cocoeval, summarise, to_results
+from edge_mrcnn.evaluation.coco import ApSummary, import_pycocotools, run_cocoeval, summarise, to_results
 from edge_mrcnn.evaluation.compare_options import CompareOptions
 from edge_mrcnn.evaluation.compared_pictures import ComparedPicture, LabelledPictures, UnlabelledPictures
 from edge_mrcnn.evaluation.comparison import CandidateResult, Drop, PrecisionComparison
@@ -175,7 +175,7 @@ def _check_sources(data: Path | None, frames: str | Path | None, options: Compar
             f"compare takes either labelled pictures or frames, got {given}: --data val.json or --frames clip.mp4"
         )
     if data is not None:
-        _pycocotools()  # says what to install before minutes are spent
+        import_pycocotools()  # says what to install before minutes are spent
     if data is not None and options.every != 1:
         raise ValueError(f"--every is for --frames, got {options.every} with --data; to take fewer pictures: --limit N")
 
