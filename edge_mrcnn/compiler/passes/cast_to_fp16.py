@@ -35,6 +35,8 @@ QDQ_OPSET = 19
 FLOAT32, FLOAT16 = np.dtype(np.float32), np.dtype(np.float16)
 LARGEST = float(np.finfo(np.float16).max)
 SMALLEST_NORMAL = float(np.finfo(np.float16).smallest_normal)
+TOLERATED = 0.01
+"""Share of the weights that may lose digits before it is said: trained networks have some that hardly matter."""
 
 
 def cast_to_fp16(graph: gs.Graph, spec: ModelSpec, keep_fp32: Callable[[str], bool] | None = None) -> None:
@@ -58,7 +60,7 @@ def cast_to_fp16(graph: gs.Graph, spec: ModelSpec, keep_fp32: Callable[[str], bo
     caster.restore_outputs()
     graph.nodes = caster.nodes
     graph.cleanup(recurse_subgraphs=False, recurse_functions=False)
-    if caster.subnormal:
+    if caster.subnormal > TOLERATED * caster.weights:
         _log.info("%d of %d weights are subnormal or zero in float16", caster.subnormal, caster.weights)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 
 import numpy as np
 import onnx
@@ -126,6 +127,15 @@ def test_subnormal_weights_are_noted(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         cast(weighted("1.0, 0.00001"))
     assert "1 of 2 weights are subnormal or zero in float16" in caplog.text
+
+
+def test_a_few_subnormal_weights_are_not_worth_a_word(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[cast_to_fp16.__module__], "TOLERATED", 0.5)
+    with caplog.at_level(logging.INFO):
+        cast(weighted("1.0, 0.00001"))
+    assert not caplog.text
 
 
 def test_control_flow_is_refused() -> None:
