@@ -23,10 +23,6 @@ logger = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
 
-EXACT = {"session.x64quantprecision": "1"}
-"""On x86 CPUs with AVX2 or AVX-512 but without VNNI, sums of two products of bytes overflow in ONNX Runtime's fastest
-kernels, and int8 loses accuracy unseen: this takes slower ones there. Other CPUs do not mind."""
-
 _EXPORT = "make it with: edge-mrcnn export MODEL_NAME --weights FILE -o model.onnx"
 
 
@@ -267,7 +263,7 @@ def _open_session(path: Path, threads: int, content: bytes | None, config: Mappi
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors only: it warns about its own optimiser
-    for key, value in {**EXACT, **config}.items():
+    for key, value in config.items():
         options.add_session_config_entry(key, value)
     try:
         return onnxruntime.InferenceSession(

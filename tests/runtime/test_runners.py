@@ -33,13 +33,6 @@ def test_infer(model: Path) -> None:
     np.testing.assert_allclose(outputs["masks"][1, 0], disc(), rtol=1e-6)
 
 
-def test_integers_are_exact_on_any_cpu_unless_told_otherwise(model: Path) -> None:
-    key = "session.x64quantprecision"
-    for config, expected in ((None, "1"), ({key: "0"}, "0")):
-        with OrtRunner(model, config=config) as runner:
-            assert runner._session.get_session_options().get_session_config_entry(key) == expected
-
-
 def test_fixed_batch(tmp_path: Path) -> None:
     with open_runner(save_detector(tmp_path / "model.onnx", batch=2)) as runner:
         assert runner.max_batch == 2
