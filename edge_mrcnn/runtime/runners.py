@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy.typing as npt
 
+from edge_mrcnn import device
 from edge_mrcnn.errors import EngineError, ExportError
 from edge_mrcnn.spec import ModelSpec
 
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
+
+EXACT = {"session.x64quantprecision": "1"}
+"""For x86 CPUs with AVX2 or AVX-512 but without VNNI: in ONNX Runtime's fastest kernels sums of two products of bytes
+overflow there, and int8 loses accuracy unseen. This takes slower kernels."""
 
 _EXPORT = "make it with: edge-mrcnn export MODEL_NAME --weights FILE -o model.onnx"
 
@@ -263,7 +268,8 @@ def _open_session(path: Path, threads: int, content: bytes | None, config: Mappi
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors only: it warns about its own optimiser
-    for key, value in config.items():
+    exact = {} if device.integer_dot_products() else EXACT
+    for key, value in {**exact, **config}.items():
         options.add_session_config_entry(key, value)
     try:
         return onnxruntime.InferenceSession(

@@ -14,6 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 
+from edge_mrcnn import device
 from edge_mrcnn.compiler import cpu_model
 from edge_mrcnn.compiler.builder import BuildOptions, build_engine
 from edge_mrcnn.compiler.cpu_model import METADATA_KEY, read_runtime_graph
@@ -21,7 +22,7 @@ from edge_mrcnn.compiler.inspector import NO_SIDECAR, inspect
 from edge_mrcnn.errors import EngineError, ExportError
 from edge_mrcnn.runtime.detector import Detector
 from edge_mrcnn.runtime.pictures import read_picture
-from edge_mrcnn.runtime.runners import OrtRunner
+from edge_mrcnn.runtime.runners import EXACT, OrtRunner
 from edge_mrcnn.sidecar import EngineSidecar, RecipeRecord, hash_file, sidecar_path
 from tests.compiler.ranges import BUNDLED, TABLETOP, bundled_inputs, measured_ranges
 from tests.compiler.tiny_model import SPEC, feeds
@@ -96,6 +97,19 @@ def test_the_bundled_model_finds_things(options: Options, tmp_path: Path) -> Non
     assert len(sure) >= 2
     for box, label in zip(sure.xyxy, sure.class_id, strict=True):
         assert overlap(box, found.xyxy[found.class_id == label]).max() > 0.8, "each is found again"
+
+
+@pytest.mark.skipif(device.integer_dot_products() is None, reason="only where fast sums of products do not overflow")
+def test_kernels_for_cpus_without_vnni_compute_the_same(options: Options, tmp_path: Path) -> None:
+    """Its head is shared by all levels, and ONNX Runtime cannot load models with shared codes that way."""
+    ranges, feed = tmp_path / "ranges.json", bundled_inputs(1)
+    measured_ranges(onnx.load(BUNDLED), feed, hash_file(BUNDLED)).save(ranges)
+    model = build_engine(BUNDLED, options(precision="int8", target="cpu", ranges=ranges), tmp_path).engine
+    with OrtRunner(model) as fast, OrtRunner(model, config=EXACT) as exact:
+        found, expected = fast.infer(feed[0]), exact.infer(feed[0])
+    assert expected["num_detections"].sum() > 0
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
 def overlap(box: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edge_mrcnn import device
 from edge_mrcnn.errors import EngineError, ExportError
 from edge_mrcnn.runtime.runners import OrtRunner, open_runner
 from edge_mrcnn.sidecar import EngineSidecar, sidecar_path
@@ -31,6 +32,24 @@ def test_infer(model: Path) -> None:
     assert outputs["num_detections"].tolist() == [2, 2]
     assert outputs["boxes"].shape == (2, 3, 4)
     np.testing.assert_allclose(outputs["masks"][1, 0], disc(), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("instructions", "expected"), [("AVX-512 VNNI", None), (None, "1")])
+def test_sums_of_bytes_do_not_overflow(
+    instructions: str | None, expected: str | None, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "integer_dot_products", lambda: instructions)
+    with OrtRunner(model) as runner:
+        assert entry_of(runner, "session.x64quantprecision") == expected
+    with OrtRunner(model, config={"session.x64quantprecision": "0"}) as runner:
+        assert entry_of(runner, "session.x64quantprecision") == "0", "a caller's word counts"
+
+
+def entry_of(runner: OrtRunner, key: str) -> str | None:
+    try:
+        return str(runner._session.get_session_options().get_session_config_entry(key))
+    except RuntimeError:
+        return None
 
 
 def test_fixed_batch(tmp_path: Path) -> None:

@@ -104,10 +104,12 @@ class QuantisedWeight:
 
     Attributes:
         dequantised: What its layers read.
+        codes: Int8, of the weight's shape.
         scale: One number, or one for each output channel.
     """
 
     dequantised: gs.Variable
+    codes: npt.NDArray[np.int8]
     scale: npt.NDArray[np.floating]
 
 
@@ -157,7 +159,7 @@ class QdqWriter:
             scale = np.asarray(np.maximum(np.maximum(largest / STEPS, floor), least), tensor.dtype)
             divisor = scale.astype(np.float32) if axis is None else np.expand_dims(scale.astype(np.float32), rest)
             codes = np.clip(np.rint(values / divisor), -STEPS, STEPS).astype(np.int8)
-            self._weights[key] = QuantisedWeight(self.dequantise(tensor, codes, scale, axis), scale)
+            self._weights[key] = QuantisedWeight(self.dequantise(tensor, codes, scale, axis), codes, scale)
         return self._weights[key]
 
     def dequantise(
