@@ -70,6 +70,7 @@ class RunsElsewhere(OrtRunner):
         super().__init__(engines.SAMPLES / "model.onnx")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "asked"), [("fp16", "float16 100.0%"), ("int8", "int8 98.1%")])
 def test_an_engine_is_built_compared_timed_and_inspected(
     precision: str, asked: str, rtx: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

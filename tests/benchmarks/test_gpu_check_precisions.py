@@ -184,6 +184,7 @@ def test_an_engine_unlike_its_emulation_fails(gpu: FakeGpu, tmp_path: Path, monk
     assert {engine for engine, _ in wrong} == {"model tensorrt int8"}
 
 
+@pytest.mark.slow
 def test_int8_alone_must_not_be_refused(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, _ = check(gpu, {"fp16": MODEL}, monkeypatch)
     refused, last = rows[-2:]

@@ -76,6 +76,7 @@ def test_errors(
     assert not output.exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_nothing_and_keeps_what_was_there(tmp_path: Path) -> None:
     output = tmp_path / "ranges.json"
     output.write_text("from before")

@@ -100,6 +100,7 @@ def test_the_bundled_model_finds_things(options: Options, tmp_path: Path) -> Non
 
 
 @pytest.mark.skipif(device.integer_dot_products() is None, reason="only where fast sums of products do not overflow")
+@pytest.mark.slow
 def test_kernels_for_cpus_without_vnni_compute_the_same(options: Options, tmp_path: Path) -> None:
     """Its head is shared by all levels, and ONNX Runtime cannot load models with shared codes that way."""
     ranges, feed = tmp_path / "ranges.json", bundled_inputs(1)

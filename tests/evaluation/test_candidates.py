@@ -61,6 +61,7 @@ def opened(model: Path, *others: Path, reference: Path | None = None, told: Comp
         return found
 
 
+@pytest.mark.slow
 def test_each_precision_is_what_it_says_and_finds_what_the_model_finds(ranges: Path) -> None:
     picture = read_picture(TABLETOP / "val" / "images" / "000003.jpg")
     with open_candidates(BUNDLED, (), None, options("fp32,fp16,int8,int8-cpu", ranges=ranges)) as found:

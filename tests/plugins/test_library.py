@@ -14,8 +14,10 @@ import onnx
 import pytest
 
 from edge_mrcnn.compiler.passes import run_passes
+from edge_mrcnn.compiler.precision import layer_precisions
 from edge_mrcnn.compiler.recipe import Precision, Recipe
 from edge_mrcnn.ops import DOMAIN, OPS, VERSION
+from edge_mrcnn.spec import ModelSpec
 from tests.compiler.test_zoo_engines import NAMES
 from tests.compiler.tiny_model import CANVAS, build_tiny_model
 from tests.plugins.library_build import Build, build_library, find_cmake, find_headers, need_build, run
@@ -47,7 +49,9 @@ def make_jobs(model: onnx.ModelProto, folder: Path, canvas: tuple[int, int]) -> 
     precisions: tuple[Precision, ...] = ("fp32", "fp16")
     for precision in precisions:
         path = folder / f"{precision}.onnx"
-        onnx.save(run_passes(model, Recipe(precision)), path)
+        bound = run_passes(model, Recipe(precision))
+        onnx.save(bound, path)
+        spec = ModelSpec.from_metadata({entry.key: entry.value for entry in model.metadata_props})
         jobs[precision] = {
             "onnx": str(path),
             "engine": str(folder / f"{precision}.engine"),
@@ -57,6 +61,7 @@ def make_jobs(model: onnx.ModelProto, folder: Path, canvas: tuple[int, int]) -> 
             "workspace": 1024.0,
             "input_hw": canvas,
             "plugins": counts,
+            "weighted": {layer.name: layer.precision for layer in layer_precisions(bound, spec)},
         }
     return jobs
 
