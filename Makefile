@@ -9,7 +9,8 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:
 PINS := constraints/$(VERSION).txt
 
 LIGHT := vision,cpu,rtx,compile,eval
-FULL := $(LIGHT),train,tabletop,dev
+LIVE := web,ros,dds,zenoh
+FULL := $(LIGHT),$(LIVE),train,tabletop,dev
 # NVRTC compiles the kernels on any machine. Of the CUDA that this Python's torch brings, lest there are two.
 CUDA := $(if $(filter py310,$(VERSION)),gpu-cu12,gpu-cu13)
 
@@ -17,6 +18,11 @@ GRAPHICS := libGL.so.1=libgl1 libglib-2.0.so.0=libglib2.0-0
 RENDERING := libOSMesa.so=libosmesa6
 # The tests run the kernels on the CPU, and build the plugin library.
 COMPILER := bin:g++=g++
+# The tests' RTSP server, Debian's OpenCV, which has GStreamer, and a browser for the live page.
+RTSP := libgstrtspserver-1.0.so.0=gir1.2-gst-rtsp-server-1.0
+CAMERAS := $(RTSP) $(foreach one,plugins-base plugins-good plugins-ugly tools,libgstrtspserver-1.0.so.0=gstreamer1.0-$(one)) \
+    libgstrtspserver-1.0.so.0=python3-gi libopencv_videoio.so=python3-opencv
+BROWSER := bin:chromedriver=chromium-driver
 
 SOURCES := $(foreach kind,cuh cu hpp h cpp,'plugins/*.$(kind)' 'tests/plugins/*.$(kind)')
 
@@ -64,12 +70,12 @@ gpu-check:
 
 .venv-demo/ready .venv-check/ready .venv/ready: pyproject.toml setup.py $(wildcard $(PINS))
 	@test -f $(PINS) || { echo "no pins for $(VERSION): use Python 3.10 to 3.13 (make PYTHON=python3.11 ...), or write them with constraints/update.py"; exit 1; }
-	.ci/system-packages $(GRAPHICS) $(if $(filter .venv-demo/ready,$@),,$(COMPILER)) $(if $(filter .venv/ready,$@),$(RENDERING))
+	.ci/system-packages $(GRAPHICS) $(if $(filter .venv-demo/ready,$@),,$(COMPILER) $(CAMERAS) $(BROWSER)) $(if $(filter .venv/ready,$@),$(RENDERING))
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install --quiet --disable-pip-version-check --constraint $(PINS) --editable '.[$(EXTRAS)]'
 	touch $@
 .venv-demo/ready: EXTRAS = $(LIGHT)
-.venv-check/ready: EXTRAS = $(LIGHT),$(CUDA),dev
+.venv-check/ready: EXTRAS = $(LIGHT),$(LIVE),$(CUDA),dev
 .venv/ready: EXTRAS = $(FULL),$(CUDA)
 
 clean:

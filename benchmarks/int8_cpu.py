@@ -27,7 +27,7 @@ from edge_mrcnn.compiler.builder import build_engine
 from edge_mrcnn.compiler.calibration.calibrate import CalibrateOptions, calibrate
 from edge_mrcnn.evaluation.bench import BenchOptions, Comparison, DetectorSubject, Picture, compare, sample_pictures
 from edge_mrcnn.evaluation.profile import Profile, profile_onnx
-from edge_mrcnn.runtime.pictures import read_picture
+from edge_mrcnn.runtime.sources.pictures import read_picture
 from edge_mrcnn.runtime.preprocess import letterbox_batch
 
 ROOT = Path(__file__).parents[1]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
-EXTRAS = ("vision", "cpu", "compile", "eval", "train", "tabletop", "dev")
+EXTRAS = ("vision", "cpu", "compile", "eval", "web", "ros", "dds", "zenoh", "train", "tabletop", "dev")
 CUDA_EXTRA = {"3.10": "gpu-cu12"}
 """Where it is not `gpu-cu13`; the same choice as in the Makefile."""
 GLIBC = range(5, 40)

@@ -46,7 +46,7 @@ def check_bundled(emit: Emit) -> None:
         Skipped: No TensorRT is installed, or something that building needs is not.
     """
     flavours = _require()
-    from edge_mrcnn.runtime.pictures import read_picture
+    from edge_mrcnn.runtime.sources.pictures import read_picture
 
     paths = sorted((SAMPLES / "val" / "images").glob("*.jpg"))[:PICTURES]
     pictures = [read_picture(path) for path in paths]

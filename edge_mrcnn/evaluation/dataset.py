@@ -62,7 +62,7 @@ class LabelledSet:
         """
         from tqdm import tqdm
 
-        from edge_mrcnn.runtime.pictures import read_picture
+        from edge_mrcnn.runtime.sources.pictures import read_picture
 
         bar = tqdm(self.truth["images"], "evaluating", unit=" pictures", disable=None)
         for index, (image, path) in enumerate(zip(bar, self.paths, strict=True)):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -54,6 +55,90 @@ class Percentiles:
     mean: float
     p50: float
     p95: float
+
+
+@dataclass(frozen=True)
+class CameraStatus:
+    """How one camera of a run is doing.
+
+    Attributes:
+        name: Of the camera, unique in the run.
+        uri: Where its frames come from, without credentials.
+        state: `connecting`, `live`, `lost` or `ended`.
+        frames_in: Frames received.
+        frames_out: Frames that reached every sink that records.
+        dropped: Frames that nobody took in time, by the camera's `drop` policy.
+        damaged: Pictures or packets that could not be decoded.
+        reconnects: Connections made after the first.
+        fps: Frames out per second, over the last few seconds.
+        latency_ms: From receipt by the host to the last sink, over the last few seconds.
+        counts: Detections by class in the newest frame.
+        image_hw: Height and width of the newest frame, None before the first.
+        error: Why it was lost last; empty when it never was.
+    """
+
+    name: str
+    uri: str
+    state: str
+    frames_in: int
+    frames_out: int
+    dropped: int
+    damaged: int
+    reconnects: int
+    fps: float
+    latency_ms: Percentiles
+    counts: dict[str, int]
+    image_hw: tuple[int, int] | None
+    error: str
+
+
+@dataclass(frozen=True)
+class SinkStatus:
+    """How one sink of a run is doing.
+
+    Attributes:
+        uri: Of the sink, without credentials.
+        kind: `view`, which drops frames it is too slow for, or `record`, which the run waits for.
+        written: Frames written.
+        dropped: Frames a view was too slow for.
+        error: Why it failed; empty while it works.
+    """
+
+    uri: str
+    kind: str
+    written: int
+    dropped: int
+    error: str
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """A run at one moment: what the terminal, the JSON line, the web page and Prometheus show.
+
+    Attributes:
+        model: Name of the network.
+        backend: Who runs it where.
+        uptime_s: Since the run began.
+        fps: Frames out per second of all cameras together, over the last few seconds.
+        cameras: In the order of the sources.
+        sinks: In the order given.
+        stages_ms: Milliseconds a frame of each stage over the last few seconds: `wait` (from receipt to the network's
+            turn), `pre`, `infer`, `post`, `track`, `sinks` and `total` (receipt to the last sink).
+        healthy: Every camera is live or ended, and no sink failed.
+    """
+
+    model: str
+    backend: str
+    uptime_s: float
+    fps: float
+    cameras: tuple[CameraStatus, ...]
+    sinks: tuple[SinkStatus, ...]
+    stages_ms: dict[str, Percentiles]
+    healthy: bool
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(asdict(self), separators=(",", ":"))
 
 
 class LatencyRecorder:

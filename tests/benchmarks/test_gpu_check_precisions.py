@@ -19,7 +19,7 @@ from edge_mrcnn.compiler.emulation import emulate
 from edge_mrcnn.compiler.recipe import Recipe
 from edge_mrcnn.errors import EngineError
 from edge_mrcnn.evaluation.comparison import Agreement, Drop, Interval
-from edge_mrcnn.runtime.pictures import read_picture
+from edge_mrcnn.runtime.sources.pictures import read_picture
 from edge_mrcnn.sidecar import EngineSidecar, PrecisionShare, hash_file, sidecar_path, tabulate
 from tests.evaluation.tabletop import save_spoilt
 from tests.gpu.fake_gpu import FakeGpu

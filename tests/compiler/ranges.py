@@ -11,7 +11,7 @@ import onnxruntime
 
 from edge_mrcnn.compiler.calibration.ranges import METHODS, Ranges, TensorRange
 from edge_mrcnn.compiler.placement import measured_tensors
-from edge_mrcnn.runtime.pictures import read_picture
+from edge_mrcnn.runtime.sources.pictures import read_picture
 from edge_mrcnn.runtime.preprocess import letterbox_batch
 from tests.compiler.tiny_model import feeds
 

@@ -16,7 +16,7 @@ from edge_mrcnn.evaluation.candidates import Candidate, kept_groups, open_candid
 from edge_mrcnn.evaluation.compare_options import CompareOptions
 from edge_mrcnn.evaluation.groups import layer_groups
 from edge_mrcnn.runtime.detector import Detector
-from edge_mrcnn.runtime.pictures import read_picture
+from edge_mrcnn.runtime.sources.pictures import read_picture
 from edge_mrcnn.sidecar import EngineSidecar, PrecisionShare, hash_file, int8_share
 from tests.compiler.ranges import BUNDLED, TABLETOP, measured_ranges
 from tests.compiler.tiny_model import build_tiny_model

@@ -12,7 +12,7 @@ import pytest
 
 from edge_mrcnn.compiler.calibration.pictures import CalibrationPictures, Shot, read_coco_paths
 from edge_mrcnn.errors import CalibrationError, StreamError
-from edge_mrcnn.runtime.pictures import read_picture
+from edge_mrcnn.runtime.sources.pictures import read_picture
 from edge_mrcnn.runtime.preprocess import letterbox_batch
 from tests.compiler.calibration.conftest import MakePictures, blobs
 

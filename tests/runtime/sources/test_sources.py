@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from edge_mrcnn.errors import StreamError
-from edge_mrcnn.runtime.pattern import PatternSource
-from edge_mrcnn.runtime.pictures import PictureSource
+from edge_mrcnn.runtime.sources.pattern import PatternSource
+from edge_mrcnn.runtime.sources.pictures import PictureSource
 from edge_mrcnn.runtime.sources import open_source
-from edge_mrcnn.runtime.videos import VideoSource
-from tests.runtime.test_pictures import save
-from tests.runtime.test_videos import make_video
+from edge_mrcnn.runtime.sources.files import VideoSource
+from tests.runtime.sources.test_pictures import save
+from tests.runtime.sources.test_videos import make_video
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 from types import TracebackType
+from typing import Literal
 
 import cv2
 
@@ -28,6 +29,8 @@ class WindowSink:
     """
 
     wants_picture = True
+    kind: Literal["view", "record"] = "view"
+    main_thread = True
 
     def __init__(self, title: str = "", *, class_names: tuple[str, ...] = ()) -> None:
         """Open a window.

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Literal, Protocol
 
 import cv2
 import numpy as np
@@ -30,10 +30,11 @@ from edge_mrcnn.detections import Detections
 from edge_mrcnn.errors import StreamError
 from edge_mrcnn.frame import Frame
 from edge_mrcnn.runtime.annotate import AnnotatedPicture, annotated_picture
-from edge_mrcnn.runtime.partial import FileSink, PartialFile, cannot_write
-from edge_mrcnn.runtime.recording import VIDEO_CODECS, VideoSink
-from edge_mrcnn.runtime.records import JsonLinesSink
-from edge_mrcnn.runtime.window import WindowSink
+from edge_mrcnn.runtime.metrics import RunStatus
+from edge_mrcnn.runtime.sinks.partial import FileSink, PartialFile, cannot_write
+from edge_mrcnn.runtime.sinks.video import VIDEO_CODECS, VideoSink
+from edge_mrcnn.runtime.sinks.json_lines import JsonLinesSink
+from edge_mrcnn.runtime.sinks.window import WindowSink
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,17 @@ class Sink(Protocol):
         uri: What was opened.
         wants_picture: Whether `write` looks at the annotated picture, so that nobody draws in vain.
         wants_stop: The person who watches has had enough.
+        kind: `record`: every frame counts, the run waits for it. `view`: it shows what is newest, and misses frames.
+        main_thread: `write` must be called from the main thread, as windows want it.
     """
+
+    @property
+    def kind(self) -> Literal["view", "record"]:
+        """Whether the run waits for it."""
+
+    @property
+    def main_thread(self) -> bool:
+        """Whether it works in the main thread only."""
 
     @property
     def uri(self) -> str:
@@ -98,12 +109,14 @@ class SinkOptions:
         fps: Rate of videos in frames per second; 30 where None.
         rle: Write masks into JSON lines, as COCO RLE.
         mask_threshold: A pixel belongs to a mask where its probability is at least this.
+        status: Tells how the run is doing, for pages and metrics; None outside a run.
     """
 
     class_names: tuple[str, ...] = ()
     fps: float | None = None
     rle: bool = False
     mask_threshold: float = 0.5
+    status: Callable[[], RunStatus] | None = None
 
 
 def open_sink(
@@ -166,6 +179,8 @@ class PictureSink(FileSink):
 
     wants_picture = True
     wants_stop = False
+    kind: Literal["view", "record"] = "record"
+    main_thread = False
 
     def __init__(self, path: str | Path, *, class_names: tuple[str, ...] = ()) -> None:
         """Choose the file.
@@ -226,6 +241,8 @@ class FolderSink:
 
     wants_picture = True
     wants_stop = False
+    kind: Literal["view", "record"] = "record"
+    main_thread = False
 
     def __init__(self, path: str | Path, *, class_names: tuple[str, ...] = ()) -> None:
         """Make the folder.

@@ -24,9 +24,10 @@ import cv2
 
 from edge_mrcnn.errors import StreamError
 from edge_mrcnn.frame import Frame
-from edge_mrcnn.runtime.pattern import PatternSource
-from edge_mrcnn.runtime.pictures import PICTURE_SUFFIXES, PictureSource
-from edge_mrcnn.runtime.videos import DeviceSource, VideoSource
+from edge_mrcnn.runtime.sources.live import Drop, SourceHealth
+from edge_mrcnn.runtime.sources.pattern import PatternSource
+from edge_mrcnn.runtime.sources.pictures import PICTURE_SUFFIXES, PictureSource
+from edge_mrcnn.runtime.sources.files import DeviceSource, VideoSource
 
 
 class Source(Protocol):
@@ -38,7 +39,22 @@ class Source(Protocol):
         length: Number of frames, None where it is unknown or has no end.
         live: Frames come in their own time and are lost when nobody takes them.
         skipped: Pictures that could not be read so far.
+        name: Of the camera: `name=` of the URI's query, else what tells it from others, such as `video0`.
+        drop: What happens to frames that nobody takes in time: `auto`, `oldest` or `never`.
+        health: How it is doing; may be read from any thread.
     """
+
+    @property
+    def name(self) -> str:
+        """Name of the camera or stream."""
+
+    @property
+    def drop(self) -> Drop:
+        """What happens to frames that nobody takes in time."""
+
+    @property
+    def health(self) -> SourceHealth:
+        """How it is doing."""
 
     @property
     def uri(self) -> str:

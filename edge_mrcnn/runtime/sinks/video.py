@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -16,7 +16,7 @@ from edge_mrcnn.errors import StreamError
 from edge_mrcnn.frame import Frame
 from edge_mrcnn.runtime.annotate import AnnotatedPicture, annotated_picture
 from edge_mrcnn.runtime.opencv import quiet
-from edge_mrcnn.runtime.partial import FileSink, PartialFile
+from edge_mrcnn.runtime.sinks.partial import FileSink, PartialFile
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,8 @@ class VideoSink(FileSink):
 
     wants_picture = True
     wants_stop = False
+    kind: Literal["view", "record"] = "record"
+    main_thread = False
 
     def __init__(self, path: str | Path, *, fps: float | None = None, class_names: tuple[str, ...] = ()) -> None:
         """Choose the file.

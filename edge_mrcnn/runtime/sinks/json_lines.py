@@ -6,7 +6,7 @@ import io
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from edge_mrcnn.detections import Detections
 from edge_mrcnn.errors import StreamError
 from edge_mrcnn.frame import Frame
 from edge_mrcnn.runtime.annotate import AnnotatedPicture
-from edge_mrcnn.runtime.partial import FileSink, PartialFile, cannot_write
+from edge_mrcnn.runtime.sinks.partial import FileSink, PartialFile, cannot_write
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,8 @@ class JsonLinesSink(FileSink):
 
     wants_picture = False
     wants_stop = False
+    kind: Literal["view", "record"] = "record"
+    main_thread = False
 
     def __init__(
         self,

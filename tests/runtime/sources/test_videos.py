@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from edge_mrcnn.errors import StreamError
-from edge_mrcnn.runtime import videos
-from edge_mrcnn.runtime.videos import DeviceSource, VideoSource
+from edge_mrcnn.runtime.sources import files as videos
+from edge_mrcnn.runtime.sources.files import DeviceSource, VideoSource
 
 
 def make_video(path: Path, frames: int = 12, codec: str = "MJPG", fps: float = 25.0) -> Path:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edge_mrcnn.errors import StreamError
-from edge_mrcnn.runtime.pictures import PictureSource, read_picture
+from edge_mrcnn.runtime.sources.pictures import PictureSource, read_picture
 
 RNG = np.random.default_rng(0)
 IMAGE = cv2.GaussianBlur(RNG.integers(0, 256, (40, 60, 3), np.uint8), (0, 0), 3)

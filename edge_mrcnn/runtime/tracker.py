@@ -1,0 +1,3 @@
+"""Tracking: the same number for the same thing, from frame to frame."""
+
+from __future__ import annotations
