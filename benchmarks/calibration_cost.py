@@ -60,9 +60,9 @@ def take_turns(model: Path, data: Path, turns: int, threads: int) -> dict[str, A
     from edge_mrcnn.compiler.calibration.measure import Measurement
     from edge_mrcnn.compiler.calibration.pictures import CalibrationPictures
     from edge_mrcnn.compiler.preparation import load_model
-    from edge_mrcnn.runtime.sources.pictures import read_picture
     from edge_mrcnn.runtime.preprocess import letterbox_batch
     from edge_mrcnn.runtime.runners import OrtRunner
+    from edge_mrcnn.runtime.sources.pictures import read_picture
 
     plain: list[tuple[float, float]] = []
     calibrating: list[tuple[float, float]] = []

@@ -27,8 +27,8 @@ from edge_mrcnn.compiler.builder import build_engine
 from edge_mrcnn.compiler.calibration.calibrate import CalibrateOptions, calibrate
 from edge_mrcnn.evaluation.bench import BenchOptions, Comparison, DetectorSubject, Picture, compare, sample_pictures
 from edge_mrcnn.evaluation.profile import Profile, profile_onnx
-from edge_mrcnn.runtime.sources.pictures import read_picture
 from edge_mrcnn.runtime.preprocess import letterbox_batch
+from edge_mrcnn.runtime.sources.pictures import read_picture
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "int8_cpu.json"

@@ -29,8 +29,8 @@ from edge_mrcnn.compiler.placement import sensitive_nodes
 from edge_mrcnn.compiler.preparation import load_model
 from edge_mrcnn.evaluation.machine import describe_machine
 from edge_mrcnn.gpu import tensorrt_api
-from edge_mrcnn.runtime.sources.pictures import read_picture
 from edge_mrcnn.runtime.preprocess import letterbox_batch
+from edge_mrcnn.runtime.sources.pictures import read_picture
 from edge_mrcnn.spec import ModelSpec
 
 RESULTS = ROOT / "benchmarks" / "results" / "int8_tools.json"

@@ -11,9 +11,9 @@ from typing import Any
 from edge_mrcnn.errors import StreamError
 from edge_mrcnn.evaluation.dataset import LabelledSet
 from edge_mrcnn.frame import Frame
-from edge_mrcnn.runtime.sources.pictures import PictureSource
 from edge_mrcnn.runtime.sources import Source, open_source
 from edge_mrcnn.runtime.sources.files import VideoSource
+from edge_mrcnn.runtime.sources.pictures import PictureSource
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import pytest
 from benchmarks.gpu_check import engines, precisions
 from edge_mrcnn import device
 from edge_mrcnn.detections import Detections
-from edge_mrcnn.runtime.sources.pictures import read_picture
 from edge_mrcnn.runtime.runners import OrtRunner
+from edge_mrcnn.runtime.sources.pictures import read_picture
 
 
 def detections(rows: list[tuple[float, float, int]]) -> Detections:

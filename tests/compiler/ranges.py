@@ -11,8 +11,8 @@ import onnxruntime
 
 from edge_mrcnn.compiler.calibration.ranges import METHODS, Ranges, TensorRange
 from edge_mrcnn.compiler.placement import measured_tensors
-from edge_mrcnn.runtime.sources.pictures import read_picture
 from edge_mrcnn.runtime.preprocess import letterbox_batch
+from edge_mrcnn.runtime.sources.pictures import read_picture
 from tests.compiler.tiny_model import feeds
 
 TABLETOP = Path(__file__).parents[2] / "samples" / "tabletop"

@@ -21,8 +21,8 @@ from edge_mrcnn.compiler.cpu_model import METADATA_KEY, read_runtime_graph
 from edge_mrcnn.compiler.inspector import NO_SIDECAR, inspect
 from edge_mrcnn.errors import EngineError, ExportError
 from edge_mrcnn.runtime.detector import Detector
-from edge_mrcnn.runtime.sources.pictures import read_picture
 from edge_mrcnn.runtime.runners import EXACT, OrtRunner
+from edge_mrcnn.runtime.sources.pictures import read_picture
 from edge_mrcnn.sidecar import EngineSidecar, RecipeRecord, hash_file, sidecar_path
 from tests.compiler.ranges import BUNDLED, TABLETOP, bundled_inputs, measured_ranges
 from tests.compiler.tiny_model import SPEC, feeds

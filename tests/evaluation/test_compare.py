@@ -18,8 +18,8 @@ from edge_mrcnn.evaluation.compare import compare_precisions
 from edge_mrcnn.evaluation.compare_options import CompareOptions
 from edge_mrcnn.evaluation.comparison import PrecisionComparison
 from edge_mrcnn.runtime.detector import Detector
-from edge_mrcnn.runtime.sources.pictures import read_picture
 from edge_mrcnn.runtime.preprocess import letterbox_batch
+from edge_mrcnn.runtime.sources.pictures import read_picture
 from tests.compiler.ranges import BUNDLED, TABLETOP
 from tests.evaluation.tabletop import CLIP, VAL, make_ranges, save_spoilt
 

@@ -13,8 +13,8 @@ from edge_mrcnn.compiler.recipe import Recipe
 from edge_mrcnn.errors import CalibrationError, ExportError
 from edge_mrcnn.evaluation.emulated_runner import EmulatedRunner, open_recipe
 from edge_mrcnn.runtime.detector import Detector
-from edge_mrcnn.runtime.sources.pictures import read_picture
 from edge_mrcnn.runtime.runners import OrtRunner
+from edge_mrcnn.runtime.sources.pictures import read_picture
 from edge_mrcnn.sidecar import hash_file
 from tests.compiler.ranges import BUNDLED, TABLETOP, bundled_inputs, measured_ranges
 

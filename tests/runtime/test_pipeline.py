@@ -15,10 +15,10 @@ import pytest
 
 from edge_mrcnn import Detector, Frame, StreamError
 from edge_mrcnn.runtime import pipeline
-from edge_mrcnn.runtime.sources.pattern import PatternSource
 from edge_mrcnn.runtime.pipeline import RunOptions, run_pipeline
 from edge_mrcnn.runtime.sinks.json_lines import JsonLinesSink
 from edge_mrcnn.runtime.sources.files import VideoSource
+from edge_mrcnn.runtime.sources.pattern import PatternSource
 from tests.runtime.sources.test_pictures import save
 
 PATTERN = "test://64x48?frames=7&fps=20"

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from edge_mrcnn.errors import EngineError, StreamError
-from edge_mrcnn.runtime.sources import pattern
 from edge_mrcnn.runtime.detector import Detector, PendingDetections
 from edge_mrcnn.runtime.pipeline import RunOptions, run_pipeline
+from edge_mrcnn.runtime.sources import pattern
 from tests.gpu.fake_gpu import FakeGpu
 
 SEEDS = range(4)

@@ -14,10 +14,10 @@ import numpy.typing as npt
 
 from edge_mrcnn.errors import CalibrationError, StreamError
 from edge_mrcnn.frame import Frame
-from edge_mrcnn.runtime.sources.pictures import PICTURE_SUFFIXES, PictureSource
 from edge_mrcnn.runtime.preprocess import letterbox_batch
 from edge_mrcnn.runtime.sources import Source, open_source
 from edge_mrcnn.runtime.sources.files import VideoSource
+from edge_mrcnn.runtime.sources.pictures import PICTURE_SUFFIXES, PictureSource
 
 logger = logging.getLogger(__name__)
 

@@ -31,9 +31,9 @@ from edge_mrcnn.errors import StreamError
 from edge_mrcnn.frame import Frame
 from edge_mrcnn.runtime.annotate import AnnotatedPicture, annotated_picture
 from edge_mrcnn.runtime.metrics import RunStatus
+from edge_mrcnn.runtime.sinks.json_lines import JsonLinesSink
 from edge_mrcnn.runtime.sinks.partial import FileSink, PartialFile, cannot_write
 from edge_mrcnn.runtime.sinks.video import VIDEO_CODECS, VideoSink
-from edge_mrcnn.runtime.sinks.json_lines import JsonLinesSink
 from edge_mrcnn.runtime.sinks.window import WindowSink
 
 logger = logging.getLogger(__name__)

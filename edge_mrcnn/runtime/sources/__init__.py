@@ -24,10 +24,10 @@ import cv2
 
 from edge_mrcnn.errors import StreamError
 from edge_mrcnn.frame import Frame
+from edge_mrcnn.runtime.sources.files import DeviceSource, VideoSource
 from edge_mrcnn.runtime.sources.live import Drop, SourceHealth
 from edge_mrcnn.runtime.sources.pattern import PatternSource
 from edge_mrcnn.runtime.sources.pictures import PICTURE_SUFFIXES, PictureSource
-from edge_mrcnn.runtime.sources.files import DeviceSource, VideoSource
 
 
 class Source(Protocol):

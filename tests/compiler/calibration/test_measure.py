@@ -15,8 +15,8 @@ from edge_mrcnn.compiler.calibration.measure import Measurement
 from edge_mrcnn.compiler.calibration.pictures import Shot
 from edge_mrcnn.compiler.placement import measured_tensors
 from edge_mrcnn.errors import CalibrationError, ExportError
-from edge_mrcnn.runtime.sources.pictures import read_picture
 from edge_mrcnn.runtime.preprocess import letterbox_batch
+from edge_mrcnn.runtime.sources.pictures import read_picture
 from tests.compiler.calibration.conftest import SpoiltModel
 from tests.compiler.tiny_model import feeds
 

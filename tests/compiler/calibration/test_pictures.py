@@ -12,8 +12,8 @@ import pytest
 
 from edge_mrcnn.compiler.calibration.pictures import CalibrationPictures, Shot, read_coco_paths
 from edge_mrcnn.errors import CalibrationError, StreamError
-from edge_mrcnn.runtime.sources.pictures import read_picture
 from edge_mrcnn.runtime.preprocess import letterbox_batch
+from edge_mrcnn.runtime.sources.pictures import read_picture
 from tests.compiler.calibration.conftest import MakePictures, blobs
 
 HW = (64, 96)

@@ -13,12 +13,12 @@ import pytest
 
 from edge_mrcnn import Detections, Frame
 from edge_mrcnn.errors import StreamError
-from edge_mrcnn.runtime.sinks import video as recording, window
-from edge_mrcnn.runtime.sources.pictures import read_picture
+from edge_mrcnn.runtime.sinks import FolderSink, JsonLinesSink, PictureSink, open_sink, window
+from edge_mrcnn.runtime.sinks import video as recording
 from edge_mrcnn.runtime.sinks.video import VideoSink
-from edge_mrcnn.runtime.sinks import FolderSink, JsonLinesSink, PictureSink, open_sink
-from edge_mrcnn.runtime.sources.files import VideoSource
 from edge_mrcnn.runtime.sinks.window import WindowSink
+from edge_mrcnn.runtime.sources.files import VideoSource
+from edge_mrcnn.runtime.sources.pictures import read_picture
 
 NAMES = ("__background__", "mug")
 KINDS = ("out.mp4", "out.mkv", "out.avi", "out.png", "out.jpg", "out.jsonl")

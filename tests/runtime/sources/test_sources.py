@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from edge_mrcnn.errors import StreamError
-from edge_mrcnn.runtime.sources.pattern import PatternSource
-from edge_mrcnn.runtime.sources.pictures import PictureSource
 from edge_mrcnn.runtime.sources import open_source
 from edge_mrcnn.runtime.sources.files import VideoSource
+from edge_mrcnn.runtime.sources.pattern import PatternSource
+from edge_mrcnn.runtime.sources.pictures import PictureSource
 from tests.runtime.sources.test_pictures import save
 from tests.runtime.sources.test_videos import make_video
 
