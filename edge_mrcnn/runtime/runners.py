@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from edge_mrcnn import device
 from edge_mrcnn.errors import EngineError, ExportError
+from edge_mrcnn.frame import Frame
 from edge_mrcnn.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -99,11 +100,11 @@ class PendingOutputs(Protocol):
 class PictureRunner(Protocol):
     """A runner that letterboxes pictures itself, on the GPU, and does not wait for the network."""
 
-    def submit_pictures(self, pictures: Sequence[Array]) -> PendingOutputs:
+    def submit_pictures(self, pictures: Sequence[Array | Frame]) -> PendingOutputs:
         """Begin to run the network on pictures.
 
         Args:
-            pictures: `(h, w, 3)` uint8 RGB each, of any sizes.
+            pictures: `Frame`s, RGB or NV12, or `(h, w, 3)` uint8 RGB each, of any sizes.
 
         Raises:
             EngineError: The runner is closed or the network fails.

@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from edge_mrcnn.frame import Frame, PixelFormat
 from edge_mrcnn.gpu.arrays import ArrayView, Shape, check_array, is_gpu_array, view_array
 from edge_mrcnn.gpu.cuda import Stream
 from edge_mrcnn.gpu.execution import EngineTensor
 
 Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class RawPicture:
+    """A picture as a camera or decoder gave it.
+
+    Attributes:
+        pixels: `(h, w, 3)` uint8 of RGB, `(3/2 h, w)` uint8 of NV12.
+        hw: Height and width in pixels.
+        format: What the bytes mean.
+    """
+
+    pixels: Array | ArrayView
+    hw: tuple[int, int]
+    format: PixelFormat = "rgb"
 
 
 def take_feeds(
@@ -46,11 +63,11 @@ def take_feeds(
     return taken, next(iter(rows.values()))
 
 
-def take_pictures(pictures: Sequence[Any], stream: Stream, ordinal: int) -> list[Array | ArrayView]:
+def take_pictures(pictures: Sequence[Any], stream: Stream, ordinal: int) -> list[RawPicture]:
     """Check raw pictures.
 
     Args:
-        pictures: `(h, w, 3)` uint8 RGB each.
+        pictures: A `Frame`, whose NV12 stays NV12, or `(h, w, 3)` uint8 RGB each.
         stream: Will read those on the GPU; it waits for their producers.
         ordinal: The GPU.
 
@@ -60,10 +77,14 @@ def take_pictures(pictures: Sequence[Any], stream: Stream, ordinal: int) -> list
     """
     taken = []
     for index, picture in enumerate(pictures):
+        if isinstance(picture, Frame):
+            taken.append(RawPicture(picture.pixels, picture.image_hw, picture.pixel_format))
+            continue
         name = f"pictures[{index}]"
-        taken.append(_take(picture, name, "uint8", (None, None, 3), stream, ordinal))
-        if 0 in taken[-1].shape:
-            raise ValueError(f"{name} is empty: {taken[-1].shape}")
+        pixels = _take(picture, name, "uint8", (None, None, 3), stream, ordinal)
+        if 0 in pixels.shape:
+            raise ValueError(f"{name} is empty: {pixels.shape}")
+        taken.append(RawPicture(pixels, (pixels.shape[0], pixels.shape[1])))
     return taken
 
 

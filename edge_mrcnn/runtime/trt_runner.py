@@ -69,7 +69,7 @@ class TrtRunner:
 
     Example:
         >>> with TrtRunner("model.rtx.fp16.engine") as runner:  # doctest: +SKIP
-        ...     outputs, geometries = runner.infer_pictures([frame.image])
+        ...     outputs, geometries = runner.infer_pictures([frame])
     """
 
     def __init__(
@@ -180,7 +180,8 @@ class TrtRunner:
         """Letterbox pictures on the GPU, run the network and wait for it.
 
         Args:
-            pictures: `(h, w, 3)` uint8 RGB each, of any sizes; NumPy arrays or arrays on the GPU.
+            pictures: Of any sizes: `Frame`s, whose NV12 is converted on the GPU, or `(h, w, 3)` uint8 RGB, NumPy arrays
+                or arrays on the GPU.
 
         Returns:
             Every output by name, NumPy arrays with a row for each picture, with `paste` also `instance_maps`, and where
@@ -223,8 +224,8 @@ class TrtRunner:
         """Begin to letterbox pictures and to run the network on them; returns before it is through, as `submit`.
 
         Args:
-            pictures: As for `infer_pictures`. NumPy arrays may be changed afterwards, arrays on the GPU only after the
-                result.
+            pictures: As for `infer_pictures`. Frames and NumPy arrays may be changed afterwards, arrays on the GPU only
+                after the result.
             on_device: Leave the results on the GPU, as for `submit`.
 
         Returns:
@@ -240,7 +241,7 @@ class TrtRunner:
             self._launcher.load([letterbox.SOURCE, *([] if self._paste is None else [paste_masks.SOURCE])])
             taken = take_pictures(pictures, slot.stream, self._ordinal)
             batch = self._batch_for(len(taken))
-            geometries = tuple(fit((item.shape[0], item.shape[1]), self._spec.input_hw) for item in taken)
+            geometries = tuple(fit(picture.hw, self._spec.input_hw) for picture in taken)
             slot.start_pictures(taken, geometries, batch, not on_device, self._paste)
             return Pending(self, geometries), taken
 

@@ -21,6 +21,7 @@ from edge_mrcnn.gpu.memory import DeviceBuffer
 from edge_mrcnn.runtime.preprocess import Geometry
 from edge_mrcnn.runtime.trt_buffers import Block, Section, pack
 from edge_mrcnn.runtime.trt_graphs import FrameGraphs, GraphSwitch
+from edge_mrcnn.runtime.trt_inputs import RawPicture
 
 Array = npt.NDArray[Any]
 
@@ -143,7 +144,7 @@ class Slot:
 
     def start_pictures(
         self,
-        pictures: Sequence[Array | ArrayView],
+        pictures: Sequence[RawPicture],
         geometries: Sequence[Geometry],
         batch: int,
         download: bool,
@@ -152,7 +153,7 @@ class Slot:
         """Give raw pictures to the GPU, letterbox them there and run the network.
 
         Args:
-            pictures: `(h, w, 3)` uint8 RGB each, checked; those on the GPU are read where they lie.
+            pictures: RGB or NV12, checked; those on the GPU are read where they lie.
             geometries: Where each lies on the canvas.
             batch: Rows the engine runs with; those beyond the pictures repeat the first.
             download: Whether the results come to the host.
@@ -170,7 +171,7 @@ class Slot:
             _tensor(self._inputs, binding.inputs[IMAGE_HW]),
         )
         if paste is not None:
-            sections, map_bytes = pack((str(i), picture.shape[:2], "uint16") for i, picture in enumerate(pictures))
+            sections, map_bytes = pack((str(i), picture.hw, "uint16") for i, picture in enumerate(pictures))
             self._maps.reserve(map_bytes, self._graphs.clear)
             work.maps = list(sections.values())
             masks, boxes, scores, count = (_tensor(self._results, binding.outputs[name]) for name in PASTED)
@@ -257,19 +258,20 @@ class Slot:
             raise EngineError("nothing was started in this slot")
         return self._current
 
-    def _stage(self, pictures: Sequence[Array | ArrayView]) -> tuple[list[Tensor], int]:
+    def _stage(self, pictures: Sequence[RawPicture]) -> tuple[list[letterbox.Picture], int]:
         """Put pictures into pinned memory; where each will lie on the GPU, and the bytes to upload."""
-        ours = {str(i): picture for i, picture in enumerate(pictures) if isinstance(picture, np.ndarray)}
-        sections, nbytes = pack((name, picture.shape, "uint8") for name, picture in ours.items())
+        ours = {str(i): item.pixels for i, item in enumerate(pictures) if isinstance(item.pixels, np.ndarray)}
+        sections, nbytes = pack((name, pixels.shape, "uint8") for name, pixels in ours.items())
         self._pixels.reserve(nbytes, self._graphs.clear)
-        for name, picture in ours.items():
-            self._pixels.view(sections[name])[:] = picture
-        sources = [
-            Tensor(picture.address, picture.shape, "uint8")
-            if isinstance(picture, ArrayView)
-            else _tensor(self._pixels, sections[str(i)])
-            for i, picture in enumerate(pictures)
-        ]
+        for name, pixels in ours.items():
+            self._pixels.view(sections[name])[:] = pixels
+        sources = []
+        for index, picture in enumerate(pictures):
+            if isinstance(picture.pixels, ArrayView):
+                address = picture.pixels.address
+            else:
+                address = self._pixels.address(sections[str(index)])
+            sources.append(letterbox.Picture(address, picture.hw, picture.format))
         return sources, nbytes
 
     def _binding(self, batch: int, foreign: bool = False) -> _Binding:

@@ -6,6 +6,7 @@ import gc
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -26,10 +27,20 @@ def letterbox_kernel(driver: FakeDriver, args: Any) -> None:
     canvases = driver.device_view(args.canvas, args.count * hw[0] * hw[1] * 3).reshape(args.count, *hw, 3)
     contents = driver.device_view(args.image_hw, args.count * 8).view(np.float32).reshape(args.count, 2)
     for canvas, content, picture in zip(canvases, contents, args.pictures[: args.count], strict=True):
-        source = driver.device_view(picture.pixels, picture.height * picture.pitch)
-        _, geometry = preprocess.letterbox(source.reshape(picture.height, picture.width, 3).copy(), hw, canvas)
+        _, geometry = preprocess.letterbox(rgb_of(driver, picture), hw, canvas)
         assert geometry.content_hw == (picture.content_height, picture.content_width)
         content[:] = geometry.content_hw
+
+
+def rgb_of(driver: FakeDriver, picture: Any) -> np.ndarray:
+    """A picture `(h, w, 3)`, from RGB or from the two planes of NV12."""
+    height, width = picture.height, picture.width
+    pixels = driver.device_view(picture.pixels, height * picture.pitch).reshape(height, picture.pitch)
+    if not picture.chroma:
+        return pixels.reshape(height, width, 3).copy()
+    chroma = driver.device_view(picture.chroma, height // 2 * picture.chroma_pitch)
+    planes = [pixels, chroma.reshape(height // 2, picture.chroma_pitch)]
+    return cv2.cvtColor(np.concatenate([plane[:, :width] for plane in planes]), cv2.COLOR_YUV2RGB_NV12)
 
 
 def paste_kernel(driver: FakeDriver, args: Any) -> None:

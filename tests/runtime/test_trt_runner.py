@@ -8,11 +8,13 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
 from edge_mrcnn.errors import EngineError
 from edge_mrcnn.frame import Frame
+from edge_mrcnn.runtime import trt_buffers
 from edge_mrcnn.runtime.detector import Detector
 from edge_mrcnn.runtime.runners import OrtRunner
 from edge_mrcnn.runtime.sources import open_source
@@ -20,7 +22,7 @@ from edge_mrcnn.runtime.trt_runner import TrtRunner
 from tests.gpu.fake_device import FaultError
 from tests.gpu.fake_gpu import FakeGpu, assert_same, expected, paste_rows
 from tests.runtime.tiny_detector import CANVAS
-from tests.runtime.trt_cases import SIZES, Array, draw, feeds
+from tests.runtime.trt_cases import SIZES, Array, draw, draw_nv12, feeds
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 SEEDS = range(6)
@@ -86,6 +88,47 @@ def test_a_view_of_a_picture(engine: Path, gpu: FakeGpu, network: OrtRunner) -> 
     with TrtRunner(engine) as runner:
         outputs, _ = runner.infer_pictures([bgr[::2, :, ::-1]])
     assert_same(outputs, expected(network, [bgr[::2, :, ::-1]]))
+    gpu.check()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_nv12_goes_to_the_gpu_as_it_is(
+    seed: int, model: Path, tmp_path: Path, network: OrtRunner, monkeypatch: Any
+) -> None:
+    """Beside RGB in the same batch, again and again in the same memory, with maps of the picture's own size."""
+    gpu, rng = FakeGpu(monkeypatch, seed), np.random.default_rng(seed)
+    copied, view = [], trt_buffers.Block.view
+    monkeypatch.setattr(
+        trt_buffers.Block, "view", lambda block, section: copied.append(section.shape) or view(block, section)
+    )
+    monkeypatch.setattr(Frame, "image", property(lambda _: pytest.fail("converted on the CPU")))
+    with TrtRunner(gpu.engine(model, tmp_path), paste=0.4) as runner:
+        for hw in [(64, 96), (64, 96), (64, 96), (100, 42), (2, 2)]:
+            yuv, rgb = draw_nv12(rng, hw), draw(rng, (33, 31))
+            found, geometries = runner.infer_pictures([yuv, rgb])
+            maps = found.pop("instance_maps")
+            assert_same(found, expected(network, [cv2.cvtColor(yuv.pixels, cv2.COLOR_YUV2RGB_NV12), rgb]))
+            assert [geometry.original_hw for geometry in geometries] == [item.shape for item in maps] == [hw, (33, 31)]
+            assert (hw[0] * 3 // 2, hw[1]) in copied
+    gpu.check()
+
+
+def test_a_view_of_nv12(engine: Path, gpu: FakeGpu, network: OrtRunner) -> None:
+    """Decoders pad their rows: the gaps stay behind."""
+    frame = Frame(np.random.default_rng(1).integers(0, 256, (48, 80), dtype=np.uint8)[:, :50], pixel_format="nv12")
+    with TrtRunner(engine) as runner:
+        assert_same(runner.infer_pictures([frame])[0], expected(network, [frame.image]))
+    gpu.check()
+
+
+def test_the_detector_finds_the_same_in_nv12(engine: Path, gpu: FakeGpu, model: Path) -> None:
+    frame = draw_nv12(np.random.default_rng(1), (90, 120))
+    with Detector(engine, threshold=0.1) as on_gpu, Detector(model, threshold=0.1) as on_cpu:
+        for ours, theirs in ((on_gpu(frame), on_gpu(frame.image)), (on_gpu(frame), on_cpu(frame))):
+            assert len(ours) == len(theirs) > 0
+            assert ours.image_hw == theirs.image_hw == (90, 120)
+            np.testing.assert_array_equal(ours.xyxy, theirs.xyxy)
+            np.testing.assert_array_equal(ours.score, theirs.score)
     gpu.check()
 
 
