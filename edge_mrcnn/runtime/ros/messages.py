@@ -4,7 +4,7 @@
 |---|---|---|
 | `/labels` | `vision_msgs/msg/LabelInfo` | names of the classes; latched |
 | `/detections` | `vision_msgs/msg/Detection2DArray` | boxes, classes, scores, track ids |
-| `/instance_map` | `sensor_msgs/msg/Image`, `mono16` | masks: 1 + the index of the detection at each pixel, 0 for none |
+| `/instance_map` | `sensor_msgs/msg/Image`, `mono16` | masks: 1 + the index of the detection at each pixel, 0: none |
 | `/image/compressed`, or `/image` | `sensor_msgs/msg/CompressedImage`, or `Image` in `rgb8` | the picture |
 | `/camera_info` | `sensor_msgs/msg/CameraInfo` | where the camera matrix is known |
 | `/detections_3d` | `vision_msgs/msg/Detection3DArray` | where depth and the camera matrix are known |
