@@ -21,7 +21,7 @@ def take_options(
 
     Args:
         uri: A URI; errors name it without its credentials.
-        kinds: What converts each known option.
+        kinds: What converts each known option; the first line of its docstring says what is expected.
         foreign: The query may hold what is somebody else's, as of an RTSP server: that stays in the URI as it is.
 
     Returns:
@@ -52,7 +52,8 @@ def _convert(uri: str, name: str, value: str, kind: Callable[[str], Any]) -> Any
     try:
         return kind(value)
     except ValueError as error:
-        expected = kind.__doc__ if kind.__module__ != "builtins" else kind.__name__
+        described = (kind.__doc__ or "").partition("\n")[0].rstrip(".")
+        expected = kind.__name__ if kind.__module__ == "builtins" else described[:1].lower() + described[1:]
         raise ValueError(f"option {name} in {redact(uri)!r} cannot be {value!r}; expected {expected}") from error
 
 

@@ -12,22 +12,19 @@
 
 from __future__ import annotations
 
-import glob
-import re
-from collections.abc import Callable, Iterator, Mapping
+import importlib
+from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-import cv2
-
-from edge_mrcnn.errors import StreamError
 from edge_mrcnn.frame import Frame
-from edge_mrcnn.runtime.sources.files import DeviceSource, VideoSource
 from edge_mrcnn.runtime.sources.live import Drop, SourceHealth
-from edge_mrcnn.runtime.sources.pattern import PatternSource
-from edge_mrcnn.runtime.sources.pictures import PICTURE_SUFFIXES, PictureSource
+from edge_mrcnn.runtime.uri import redact
+
+ENTRY_POINTS = "edge_mrcnn.sources"
+"""Group of entry points by which installed packages add sources: the name is the scheme, the object an `Opener`."""
 
 
 class Source(Protocol):
@@ -93,6 +90,10 @@ class Source(Protocol):
     ) -> None: ...
 
 
+Opener = Callable[[str], Source]
+"""Opens a source, given the whole URI. Errors name it by `edge_mrcnn.runtime.uri.redact` only."""
+
+
 def open_source(uri: str | Path, *, strict: bool = False) -> Source:
     """Open a picture, folder, glob, video, camera or test pattern.
 
@@ -104,6 +105,7 @@ def open_source(uri: str | Path, *, strict: bool = False) -> Source:
         The source; the caller closes it.
 
     Raises:
+        ModuleNotFoundError: A package that reads such sources is missing; the message says how to install it.
         StreamError: It is missing, empty, unreadable or holds no pictures.
         ValueError: The scheme, an option or a value in the URI is unknown; the message lists the known ones.
 
@@ -113,105 +115,58 @@ def open_source(uri: str | Path, *, strict: bool = False) -> Source:
         [0, 1, 2]
     """
     text = str(uri)
-    scheme, separator, _ = text.partition("://")
-    if not separator:
-        return _open_path(text, strict)
-    if scheme.lower() not in _SCHEMES:
-        raise ValueError(f"unknown scheme {scheme}:// in {text!r}; known: {_known()}")
-    return _SCHEMES[scheme.lower()](text, strict)
+    scheme = text.partition("://")[0].lower() if "://" in text else "file"
+    if scheme == "file":
+        from edge_mrcnn.runtime.sources.paths import open_file
+
+        return open_file(text, strict)
+    return _opener(scheme, text)(text)
 
 
-def read_options(uri: str, parts: SplitResult, kinds: Mapping[str, Callable[[str], Any]]) -> dict[str, Any]:
-    """Options in a URI's query, converted.
+def register_source(scheme: str, opener: Opener | str) -> None:
+    """Make `open_source` know a scheme, or open one in another way.
 
     Args:
-        uri: Named in errors.
-        parts: The URI, split.
-        kinds: What converts each known option.
+        scheme: What stands before `://`.
+        opener: What opens the source, or where it is, as `package.module:function`, imported when it is needed.
 
-    Raises:
-        ValueError: An option is unknown or its value cannot be converted.
+    Example:
+        >>> register_source("demo", lambda uri: open_source("test://64x48?frames=1"))
+        >>> len(list(open_source("demo://")))
+        1
     """
-    options = {}
-    for name, value in parse_qsl(parts.query, keep_blank_values=True):
-        if name not in kinds:
-            raise ValueError(f"unknown option {name!r} in {uri!r}; known: {', '.join(kinds)}")
-        try:
-            options[name] = kinds[name](value)
-        except ValueError as error:
-            raise ValueError(
-                f"option {name} in {uri!r} cannot be {value!r}; expected {kinds[name].__name__}"
-            ) from error
-    return options
+    _SCHEMES[scheme.lower()] = opener
 
 
-def _open_path(text: str, strict: bool) -> Source:
-    path = Path(text)
-    if text.startswith("/dev/video"):
-        return DeviceSource(text)
-    if path.is_dir():
-        return _open_folder(path, strict)
-    if not path.exists() and glob.has_magic(text):
-        return _open_glob(text, strict)
-    if not path.exists():
-        raise StreamError(f"there is no source {text!r}; check the path. Besides files there are {_known()}")
-    if path.suffix.lower() in PICTURE_SUFFIXES or (path.stat().st_size and cv2.haveImageReader(text)):
-        return PictureSource([path], text, strict=True)
-    return VideoSource(path)
+def known_schemes() -> tuple[str, ...]:
+    """What `open_source` knows besides paths, sorted."""
+    return tuple(sorted({"file", *_SCHEMES, *(point.name for point in metadata.entry_points(group=ENTRY_POINTS))}))
 
 
-def _open_folder(path: Path, strict: bool) -> Source:
-    paths = sorted(item for item in path.iterdir() if item.suffix.lower() in PICTURE_SUFFIXES)
-    if not paths:
-        raise StreamError(
-            f"folder {path} holds no pictures ({' '.join(PICTURE_SUFFIXES)}); subfolders are not searched, "
-            f"a glob does that: '{path}/**/*.jpg'"
-        )
-    return PictureSource(paths, str(path), strict)
+def _opener(scheme: str, uri: str) -> Opener:
+    found: Any = _SCHEMES.get(scheme)
+    if found is None:
+        points = [point for point in metadata.entry_points(group=ENTRY_POINTS) if point.name == scheme]
+        if not points:
+            known = ", ".join(f"{name}://" for name in known_schemes())
+            raise ValueError(f"unknown scheme {scheme}:// in {redact(uri)!r}; known: {known}")
+        found = points[0].load()
+    if isinstance(found, str):
+        module, _, name = found.partition(":")
+        found = getattr(importlib.import_module(module), name)
+    opener: Opener = found
+    return opener
 
 
-def _open_glob(text: str, strict: bool) -> Source:
-    found = sorted(Path(item) for item in glob.glob(text, recursive=True))
-    paths = [item for item in found if item.suffix.lower() in PICTURE_SUFFIXES]
-    if not paths:
-        others = f"; it matches {len(found)} other files: give videos one by one" if found else ""
-        raise StreamError(f"no picture ({' '.join(PICTURE_SUFFIXES)}) matches {text!r}{others}")
-    return PictureSource(paths, text, strict)
-
-
-def _open_file_uri(uri: str, strict: bool) -> Source:
-    parts = urlsplit(uri)
-    return _open_path(unquote(parts.netloc + parts.path), strict)
-
-
-def _open_v4l2(uri: str, strict: bool) -> Source:
-    parts = urlsplit(uri)
-    options = read_options(uri, parts, {"width": int, "height": int, "fps": float, "fourcc": _fourcc})
-    return DeviceSource(parts.path or parts.netloc, **options)
-
-
-def _open_pattern(uri: str, strict: bool) -> Source:
-    parts = urlsplit(uri)
-    size = re.fullmatch(r"(\d+)x(\d+)", parts.netloc or "640x480")
-    if not size:
-        raise ValueError(f"size {parts.netloc!r} in {uri!r} is not WIDTHxHEIGHT, such as test://640x480")
-    options = read_options(uri, parts, {"frames": int, "fps": float, "seed": int})
-    return PatternSource((int(size[1]), int(size[2])), **options)
-
-
-def _fourcc(text: str) -> str:
-    if len(text) != 4:
-        raise ValueError("a pixel format has four letters, such as MJPG")
-    return text
-
-
-def _known() -> str:
-    return ", ".join(f"{scheme}://" for scheme in sorted(_SCHEMES))
-
-
-_SCHEMES: dict[str, Callable[[str, bool], Source]] = {
-    "file": _open_file_uri,
-    "test": _open_pattern,
-    "v4l2": _open_v4l2,
+_HERE = "edge_mrcnn.runtime.sources"
+_SCHEMES: dict[str, Opener | str] = {
+    "csi": f"{_HERE}.gstreamer:open_csi",
+    "gst": f"{_HERE}.gstreamer:open_pipeline",
+    "http": f"{_HERE}.network:open_network",
+    "https": f"{_HERE}.network:open_network",
+    "rtsp": f"{_HERE}.network:open_network",
+    "rtsps": f"{_HERE}.network:open_network",
+    "test": f"{_HERE}.pattern:open_pattern",
+    "v4l2": f"{_HERE}.camera:open_camera",
 }
-"""What opens each scheme, given the URI and `strict`."""
+"""What opens each scheme, imported when it is needed."""

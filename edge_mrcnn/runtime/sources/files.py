@@ -1,10 +1,11 @@
-"""Video files and cameras of this machine, through OpenCV."""
+"""Video files, through OpenCV."""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,6 +15,8 @@ import cv2
 from edge_mrcnn.errors import StreamError
 from edge_mrcnn.frame import Frame
 from edge_mrcnn.runtime.opencv import quiet
+from edge_mrcnn.runtime.sources.live import Drop, SourceHealth
+from edge_mrcnn.runtime.uri import camera_name
 
 logger = logging.getLogger(__name__)
 
@@ -30,18 +33,28 @@ class VideoSource:
         length: Number of frames as the file says, None where it does not; some files are off by a few.
         live: False.
         skipped: 0; a video ends at the first frame that cannot be decoded.
+        name: Of the camera: by the file's name.
+        drop: `auto`: frames wait.
+        health: How it is doing.
     """
 
     live = False
     skipped = 0
+    drop: Drop = "auto"
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, name: str | None = None) -> None:
         """Open a video file.
+
+        Args:
+            path: The file.
+            name: Of the camera; made from the file's name when not given.
 
         Raises:
             StreamError: The file is missing, empty or no video that OpenCV can decode.
         """
         self.uri = str(path)
+        self.name = name or _name(Path(path))
+        self.health = SourceHealth()
         self._capture: Any = _open_file(Path(path))
         self.fps = _positive(self._capture.get(cv2.CAP_PROP_FPS))
         count = _positive(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
@@ -64,8 +77,12 @@ class VideoSource:
                 break
             position_ns = self._position_ns(index, position_ns)
             rgb: Any = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-            yield Frame(rgb, source=self.uri, index=index, stamp_ns=position_ns, stamp_source="file")
             index += 1
+            self.health = SourceHealth("live", frames=index, image_hw=rgb.shape[:2])
+            yield Frame(
+                rgb, source=self.uri, index=index - 1, stamp_ns=position_ns, stamp_source="file", camera=self.name
+            )
+        self.health = replace(self.health, state="ended")
         self._check_end(index)
 
     def _position_ns(self, index: int, before_ns: int) -> int:
@@ -99,90 +116,11 @@ class VideoSource:
         self.close()
 
 
-class DeviceSource:
-    """A camera at `/dev/videoN` (V4L2); frames are stamped by the host when they arrive.
-
-    Attributes:
-        uri: The device's path.
-        fps: Frames per second as the camera says, None where it does not.
-        length: None: a camera has no end.
-        live: True.
-        skipped: 0.
-    """
-
-    length: int | None = None
-    live = True
-    skipped = 0
-
-    def __init__(
-        self,
-        path: str | Path,
-        *,
-        width: int | None = None,
-        height: int | None = None,
-        fps: float | None = None,
-        fourcc: str | None = None,
-    ) -> None:
-        """Open a camera.
-
-        Args:
-            path: Such as `/dev/video0`.
-            width: Width to ask for in pixels.
-            height: Height to ask for in pixels.
-            fps: Rate to ask for; cameras choose the nearest they have.
-            fourcc: Pixel format to ask for, such as `MJPG`, which many USB cameras need for their full rate.
-
-        Raises:
-            StreamError: There is no such device, it is in use, or it gives no picture.
-        """
-        self.uri = str(path)
-        self._capture: Any = _open_device(self.uri)
-        wishes = {
-            cv2.CAP_PROP_FOURCC: cv2.VideoWriter.fourcc(*fourcc) if fourcc else None,
-            cv2.CAP_PROP_FRAME_WIDTH: width,
-            cv2.CAP_PROP_FRAME_HEIGHT: height,
-            cv2.CAP_PROP_FPS: fps,
-            cv2.CAP_PROP_BUFFERSIZE: 1,  # the newest frame rather than a queue of old ones
-        }
-        for key, value in wishes.items():
-            if value is not None:
-                self._capture.set(key, value)
-        self.fps = _positive(self._capture.get(cv2.CAP_PROP_FPS))
-
-    def __iter__(self) -> Iterator[Frame]:
-        """Read until the loop is left.
-
-        Raises:
-            StreamError: The source is closed or the camera gives no more pictures.
-        """
-        index = 0
-        while True:
-            if self._capture is None:
-                raise StreamError(f"the camera {self.uri} is closed; open it again: open_source({self.uri!r})")
-            with quiet():
-                more, image = self._capture.read()
-            if not more:
-                raise StreamError(
-                    f"camera {self.uri} gave no picture after {index} frames; check the cable, and that no other "
-                    "program uses it: fuser -v " + self.uri
-                )
-            rgb: Any = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-            yield Frame(rgb, source=self.uri, index=index)
-            index += 1
-
-    def close(self) -> None:
-        """Free the camera. A second call does nothing."""
-        if self._capture is not None:
-            self._capture.release()
-            self._capture = None
-
-    def __enter__(self) -> DeviceSource:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+def _name(path: Path) -> str:
+    try:
+        return camera_name(path.stem)
+    except ValueError:  # a name in another script
+        return "video"
 
 
 def _open_file(path: Path) -> Any:
@@ -200,21 +138,6 @@ def _open_file(path: Path) -> Any:
         f"{path} is damaged, or no video or picture that OpenCV {cv2.__version__} can decode; "
         f"convert it: {_convert(path)}"
     )
-
-
-def _open_device(path: str) -> Any:
-    if not Path(path).exists():
-        present = sorted(str(device) for device in Path("/dev").glob("video*"))
-        raise StreamError(f"there is no camera {path}; cameras here: {', '.join(present) or 'none'}")
-    with quiet():
-        capture = cv2.VideoCapture(path, cv2.CAP_V4L2)
-    if not capture.isOpened():
-        capture.release()
-        raise StreamError(
-            f"camera {path} cannot be opened; it may be in use (fuser -v {path}), closed to you (add yourself to the "
-            "group video), or a device that gives no pictures (v4l2-ctl --list-devices)"
-        )
-    return capture
 
 
 def _positive(value: float) -> float | None:

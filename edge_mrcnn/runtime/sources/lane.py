@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edge_mrcnn.frame import Frame
-from edge_mrcnn.runtime.sources.live import Drop, LiveSource, SourceHealth
+from edge_mrcnn.runtime.sources.live import Drop, LiveSource, SourceHealth, as_drop
 
 if TYPE_CHECKING:
     from edge_mrcnn.runtime.sources import Source
@@ -55,9 +55,7 @@ class Lane:
         Raises:
             ValueError: The policy is unknown.
         """
-        policy = drop or source.drop
-        if policy not in ("auto", "oldest", "never"):
-            raise ValueError(f"drop must be auto, oldest or never, got {policy!r}")
+        policy = as_drop(drop or source.drop)
         self.source = source
         self.error: Exception | None = None
         self._newest_only = policy == "oldest" or (policy == "auto" and source.live)

@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from edge_mrcnn.errors import StreamError
 from edge_mrcnn.frame import Frame
-from edge_mrcnn.runtime.uri import redact, scrub
+from edge_mrcnn.runtime.uri import camera_name, redact, scrub
 
 logger = logging.getLogger(__name__)
 
@@ -22,11 +22,49 @@ Drop = Literal["auto", "oldest", "never"]
 """What happens to frames that nobody takes in time. `oldest`: the newest one waits, the rest are counted as dropped.
 `never`: the source waits. `auto`: cameras drop, files wait."""
 
+DROPS: tuple[Drop, ...] = ("auto", "oldest", "never")
+
 FIRST_RETRY_S, LAST_RETRY_S = 1.0, 30.0
 """Waits between attempts to connect: 1, 2, 4 ... 30 s, for ever."""
 
 _LOOK_S = 0.1
 """How often a thread that waits looks whether the source was closed."""
+
+
+def as_drop(text: str) -> Drop:
+    """One of auto, oldest, never.
+
+    Raises:
+        ValueError: It is none of them.
+    """
+    for drop in DROPS:
+        if text == drop:
+            return drop
+    raise ValueError(f"drop must be one of {', '.join(DROPS)}, got {text!r}")
+
+
+def as_seconds(text: str) -> float:
+    """A positive number of seconds.
+
+    Raises:
+        ValueError: It is none.
+    """
+    seconds = float(text)
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"a time must be a positive number of seconds, got {text!r}")
+    return seconds
+
+
+LIVE_OPTIONS: dict[str, Callable[[str], Any]] = {
+    "name": camera_name,
+    "frame_id": str,
+    "drop": as_drop,
+    "timeout_s": as_seconds,
+}
+"""Options in the query that every live source has, and what converts them."""
+
+TIMEOUT_S = 5.0
+"""A camera that gives nothing for so long counts as lost, unless the URI says otherwise."""
 
 
 @dataclass(frozen=True)

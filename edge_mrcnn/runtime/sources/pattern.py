@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
@@ -13,11 +14,27 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_mrcnn.frame import Frame
+from edge_mrcnn.runtime.sources.live import Drop, SourceHealth
+from edge_mrcnn.runtime.uri import camera_name, take_options
 
 _FRACTION_BITS = 4
 """OpenCV draws at sixteenths of a pixel, so that slow shapes glide rather than jump."""
 
 _COLORS = ((214, 84, 72), (66, 135, 180), (235, 180, 70), (92, 160, 108), (150, 104, 170), (240, 236, 228))
+
+
+def open_pattern(uri: str) -> PatternSource:
+    """Open `test://640x480?frames=30&fps=30&seed=0&name=test`.
+
+    Raises:
+        ValueError: The size, an option or its value is wrong.
+    """
+    rest, options = take_options(uri, {"frames": int, "fps": float, "seed": int, "name": camera_name})
+    place = rest.partition("://")[2]
+    size = re.fullmatch(r"(\d+)x(\d+)", place or "640x480")
+    if not size:
+        raise ValueError(f"size {place!r} in {uri!r} is not WIDTHxHEIGHT, such as test://640x480")
+    return PatternSource((int(size[1]), int(size[2])), **options)
 
 
 @dataclass(frozen=True)
@@ -52,6 +69,9 @@ class PatternSource:
         length: Number of frames, None for no end.
         live: False.
         skipped: 0.
+        name: Of the camera.
+        drop: `auto`: frames wait.
+        health: How it is doing.
 
     Example:
         >>> frames = list(PatternSource((64, 48), frames=2))
@@ -61,9 +81,16 @@ class PatternSource:
 
     live = False
     skipped = 0
+    drop: Drop = "auto"
 
     def __init__(
-        self, size_wh: tuple[int, int] = (640, 480), *, frames: int | None = None, fps: float = 30.0, seed: int = 0
+        self,
+        size_wh: tuple[int, int] = (640, 480),
+        *,
+        frames: int | None = None,
+        fps: float = 30.0,
+        seed: int = 0,
+        name: str = "test",
     ) -> None:
         """Choose the shapes.
 
@@ -72,6 +99,7 @@ class PatternSource:
             frames: Number of frames; None for no end.
             fps: Frames per second of the stamps.
             seed: Chooses the shapes and their ways.
+            name: Of the camera.
 
         Raises:
             ValueError: A size or a number is not positive.
@@ -84,6 +112,8 @@ class PatternSource:
         self.uri = f"test://{size_wh[0]}x{size_wh[1]}?seed={seed}"
         self.fps: float | None = fps
         self.length = frames
+        self.name = name
+        self.health = SourceHealth()
         self._rate = fps
         self._size = size_wh
         self._shapes = _make_shapes(size_wh, seed)
@@ -93,7 +123,10 @@ class PatternSource:
         """Draw frame after frame, from the first."""
         for index in itertools.count() if self.length is None else range(self.length):
             stamp_ns = round(index * 1e9 / self._rate)
-            yield Frame(self.draw(index), source=self.uri, index=index, stamp_ns=stamp_ns, stamp_source="file")
+            image = self.draw(index)
+            self.health = SourceHealth("live", frames=index + 1, image_hw=image.shape[:2])
+            yield Frame(image, source=self.uri, index=index, stamp_ns=stamp_ns, stamp_source="file", camera=self.name)
+        self.health = replace(self.health, state="ended")
 
     def draw(self, index: int) -> npt.NDArray[np.uint8]:
         """Frame `index`, `(H, W, 3)` uint8 RGB."""

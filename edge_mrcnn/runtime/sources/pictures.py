@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -14,6 +15,8 @@ import numpy.typing as npt
 from edge_mrcnn.errors import StreamError
 from edge_mrcnn.frame import Frame
 from edge_mrcnn.runtime.opencv import quiet
+from edge_mrcnn.runtime.sources.live import Drop, SourceHealth
+from edge_mrcnn.runtime.uri import camera_name
 
 logger = logging.getLogger(__name__)
 
@@ -58,23 +61,30 @@ class PictureSource:
         length: Number of files.
         live: False.
         skipped: Files skipped so far.
+        name: Of the camera: by the folder's or the file's name.
+        drop: `auto`: pictures wait.
+        health: How it is doing.
     """
 
     fps: float | None = None
     live = False
+    drop: Drop = "auto"
 
-    def __init__(self, paths: Sequence[str | Path], uri: str, strict: bool = False) -> None:
+    def __init__(self, paths: Sequence[str | Path], uri: str, strict: bool = False, name: str | None = None) -> None:
         """Take the files in the order given.
 
         Args:
             paths: Picture files.
             uri: What they came from, for messages.
             strict: Raise at the first picture that cannot be read.
+            name: Of the camera; made from the first file's folder, or from the only file, when not given.
         """
         self.paths = tuple(Path(path) for path in paths)
         self.uri = uri
         self.length: int | None = len(self.paths)
         self.skipped = 0
+        self.name = name or _name(self.paths)
+        self.health = SourceHealth()
         self._strict = strict
         self._warned = False
 
@@ -100,7 +110,10 @@ class PictureSource:
             if deep and not self._warned:
                 self._warned = True
                 logger.warning("%s has 16 bits a channel; scaled to 8 (said once for %s)", path, self.uri)
-            yield Frame(image, source=str(path), index=index, stamp_ns=stamp_ns, stamp_source="file")
+            found = index + 1 - self.skipped
+            self.health = SourceHealth("live", frames=found, damaged=self.skipped, image_hw=image.shape[:2])
+            yield Frame(image, source=str(path), index=index, stamp_ns=stamp_ns, stamp_source="file", camera=self.name)
+        self.health = replace(self.health, state="ended", damaged=self.skipped)
         if self.paths and self.skipped == len(self.paths):
             raise StreamError(
                 f"none of the {len(self.paths)} pictures of {self.uri} can be read; the last problem: {last}"
@@ -116,6 +129,14 @@ class PictureSource:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _name(paths: Sequence[Path]) -> str:
+    first = paths[0].absolute() if paths else Path("pictures")
+    try:
+        return camera_name(first.stem if len(paths) == 1 else first.parent.name)
+    except ValueError:  # such as a folder `/` or a name in another script
+        return "pictures"
 
 
 def _decode(path: Path) -> tuple[Picture, bool]:

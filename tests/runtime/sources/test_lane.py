@@ -114,7 +114,7 @@ def test_policies(live: bool, own: Drop, asked: Drop | None, drops: bool) -> Non
 
 
 def test_an_unknown_policy() -> None:
-    with pytest.raises(ValueError, match="drop must be auto, oldest or never, got 'newest'"):
+    with pytest.raises(ValueError, match="drop must be one of auto, oldest, never, got 'newest'"):
         Lane(Numbers(1), drop="newest")  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""Video files and cameras."""
+"""Video files."""
 
 import logging
 from pathlib import Path
@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from edge_mrcnn.errors import StreamError
-from edge_mrcnn.runtime.sources import files as videos
-from edge_mrcnn.runtime.sources.files import DeviceSource, VideoSource
+from edge_mrcnn.runtime.sources.files import VideoSource
 
 
 def make_video(path: Path, frames: int = 12, codec: str = "MJPG", fps: float = 25.0) -> Path:
@@ -96,54 +95,3 @@ def test_stamps_never_stand_still() -> None:
     for index in range(4):
         stamps.append(source._position_ns(index, stamps[-1]))
     assert stamps[1:] == [0, 50_000_000, 100_000_000, 150_000_000]
-
-
-def test_missing_camera() -> None:
-    with pytest.raises(StreamError, match=r"no camera /dev/video97; cameras here: "):
-        DeviceSource("/dev/video97")
-
-
-def test_a_file_is_no_camera(tmp_path: Path) -> None:
-    path = tmp_path / "video0"
-    path.write_bytes(b"")
-    with pytest.raises(StreamError, match=r"cannot be opened; it may be in use \(fuser -v"):
-        DeviceSource(path)
-
-
-class FakeCamera:
-    """Gives three pictures and then no more."""
-
-    def __init__(self) -> None:
-        self.wishes: dict[int, float] = {}
-        self.left = 3
-
-    def set(self, key: int, value: float) -> bool:
-        self.wishes[key] = value
-        return True
-
-    def get(self, key: int) -> float:
-        return self.wishes.get(key, 0.0)
-
-    def read(self):
-        self.left -= 1
-        return (True, np.full((4, 6, 3), (255, 0, 0), np.uint8)) if self.left >= 0 else (False, None)
-
-    def release(self) -> None: ...
-
-
-def test_camera(monkeypatch: pytest.MonkeyPatch) -> None:
-    camera = FakeCamera()
-    monkeypatch.setattr(videos, "_open_device", lambda path: camera)
-    with DeviceSource("/dev/video0", width=640, height=480, fps=30, fourcc="MJPG") as source:
-        assert source.fps == 30
-        assert source.live
-        frames = []
-        with pytest.raises(StreamError, match="gave no picture after 3 frames; check the cable"):
-            frames.extend(source)
-    assert camera.wishes[cv2.CAP_PROP_FRAME_WIDTH] == 640
-    assert camera.wishes[cv2.CAP_PROP_FOURCC] == cv2.VideoWriter.fourcc(*"MJPG")
-    assert len(frames) == 3
-    assert frames[0].image[0, 0].tolist() == [0, 0, 255]
-    assert frames[0].stamp_source == "host"
-    with pytest.raises(StreamError, match="is closed"):
-        next(iter(source))
