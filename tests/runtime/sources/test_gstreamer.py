@@ -1,0 +1,293 @@
+"""Capture through GStreamer: the pipelines for a Jetson as text, and real ones in Debian's OpenCV."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import cv2
+import numpy as np
+import pytest
+
+from edge_mrcnn.errors import StreamError
+from edge_mrcnn.runtime.sources.gstreamer import (
+    csi_pipeline,
+    hardware_pipeline,
+    open_csi,
+    open_pipeline,
+    with_appsink,
+)
+from edge_mrcnn.runtime.sources.gstreamer_capture import elements, require_gstreamer
+
+ROOT = Path(__file__).parents[3]
+SYSTEM_PYTHON = "/usr/bin/python3"
+HAS_GSTREAMER = "import cv2, re, sys; sys.exit(not re.search(r'GStreamer:\\s*YES', cv2.getBuildInformation()))"
+
+
+@pytest.fixture(scope="session")
+def python() -> str:
+    """A Python whose OpenCV has GStreamer."""
+    for candidate in (sys.executable, SYSTEM_PYTHON):
+        found = shutil.which(candidate)
+        if found and subprocess.run([found, "-c", HAS_GSTREAMER], capture_output=True, check=False).returncode == 0:
+            return found
+    pytest.skip("no OpenCV with GStreamer: apt-get install python3-opencv")
+
+
+def start(python: str, code: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [python, "-c", textwrap.dedent(code), *arguments],
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def run(python: str, code: str, *arguments: str) -> tuple[Any, str]:
+    """What the code printed as JSON, and its stderr."""
+    process = start(python, code, *arguments)
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    return json.loads(out), errors
+
+
+# ------------------------------------------------------------------------------------------------------------ pipelines
+def test_the_pipeline_of_a_csi_camera() -> None:
+    assert with_appsink(csi_pipeline(1, width=1920, height=1080, fps=29.97, flip=2), newest=True) == (
+        "nvarguscamerasrc sensor-id=1 ! video/x-raw(memory:NVMM),width=1920,height=1080,framerate=2997/100"
+        " ! nvvidconv flip-method=2 ! video/x-raw,format=NV12 ! appsink drop=true max-buffers=1 sync=false"
+    )
+
+
+def test_the_pipeline_of_the_hardware_decoder() -> None:
+    assert hardware_pipeline("rtsp://user:pass@10.0.0.7/live?channel=1") == (
+        'rtspsrc location="rtsp://user:pass@10.0.0.7/live?channel=1" protocols=tcp latency=200'
+        " ! application/x-rtp,media=video ! decodebin ! video/x-raw(memory:NVMM) ! nvvidconv"
+    )
+    assert with_appsink(hardware_pipeline('a "b" ! c.mp4'), newest=False) == (
+        'filesrc location="a \\"b\\" ! c.mp4" ! decodebin ! video/x-raw(memory:NVMM)'
+        " ! nvvidconv ! video/x-raw,format=NV12 ! appsink max-buffers=4 sync=false"
+    )
+
+
+def test_elements_of_a_pipeline() -> None:
+    pipeline = with_appsink(hardware_pipeline('a "b" ! c.mp4'), newest=True)
+    assert elements(pipeline) == ["filesrc", "decodebin", "nvvidconv", "appsink"]
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("csi://front", "a CSI camera has a number"),
+        ("csi://0?widht=640", "unknown option 'widht'.*known: name, frame_id, drop, timeout_s, width"),
+        ("csi://0?width=0", "option width in .* cannot be '0'; expected a positive number of pixels"),
+        ("csi://0?fps=inf", "option fps"),
+        ("csi://0?flip=8", "option flip .*0 to 7"),
+        ("gst://", "takes a pipeline"),
+        ("gst://videotestsrc ! appsink", "without appsink"),
+        ("gst://videotestsrc?nmae=front", "unknown option 'nmae'"),
+    ],
+)
+def test_wrong_uris(uri: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        (open_csi if uri.startswith("csi") else open_pipeline)(uri)
+
+
+def test_an_opencv_without_gstreamer() -> None:
+    if "GStreamer:                   YES" in cv2.getBuildInformation():
+        require_gstreamer()
+        return
+    with pytest.raises(StreamError, match=r"without GStreamer.*--system-site-packages"):
+        open_csi("csi://0")
+
+
+# ---------------------------------------------------------------------------------------------------------- real frames
+BARS = [(255, 255, 255), (255, 255, 0), (0, 255, 255), (0, 255, 0), (255, 0, 255), (255, 0, 0), (0, 0, 255)]
+"""The columns of `videotestsrc pattern=smpte`."""
+
+
+@pytest.mark.parametrize("size", ["640x480", "642x482", "322x242"])
+def test_nv12_stays_nv12(python: str, size: str) -> None:
+    """Sides that GStreamer pads its rows for, too."""
+    width, height = map(int, size.split("x"))
+    code = """
+        import json, sys, time
+        from edge_mrcnn.runtime.sources.gstreamer import open_pipeline
+        width, height = map(int, sys.argv[1].split("x"))
+        pipeline = f"videotestsrc is-live=true pattern=smpte ! video/x-raw,width={width},height={height},framerate=30/1"
+        frames = []
+        with open_pipeline(f"gst://{pipeline}?name=Front&frame_id=optical&drop=never") as source:
+            before = time.monotonic_ns()
+            for frame in source:
+                frames.append(frame)
+                if len(frames) == 21:
+                    break
+            row = frames[5].image[height // 3]
+            print(json.dumps({
+                "format": frame.pixel_format, "shape": frame.pixels.shape, "hw": frame.image_hw, "fps": source.fps,
+                "bars": [row[width * number // 14].tolist() for number in range(1, 14, 2)], "camera": frame.camera,
+                "frame_id": frame.frame_id, "uri": frame.source, "indices": [frame.index for frame in frames],
+                "seconds": (frames[-1].captured_ns - frames[0].captured_ns) / 1e9,
+                "late": [frame.captured_ns < before for frame in frames].count(True),
+                "stamp": [frame.stamp_source, abs(frame.stamp_ns - time.time_ns()) < 10e9],
+                "health": [source.health.state, source.health.frames >= 21, source.health.image_hw],
+            }))
+    """
+    found, errors = run(python, code, size)
+    assert (found["format"], found["shape"], found["hw"]) == ("nv12", [height * 3 // 2, width], [height, width])
+    np.testing.assert_allclose(found["bars"], BARS, atol=2)
+    assert (found["camera"], found["frame_id"], found["fps"]) == ("front", "optical", 30)
+    assert found["uri"].startswith("gst://videotestsrc is-live=true")
+    assert found["indices"] == list(range(21))
+    assert 0.5 < found["seconds"] < 10  # at the camera's pace, or the machine's where that is busy
+    assert found["late"] == 0
+    assert found["stamp"] == ["host", True]
+    assert found["health"] == ["live", True, [height, width]]
+    assert errors == ""
+
+
+def test_the_rest_of_the_csi_pipeline_runs(python: str) -> None:
+    """A test pattern in place of the camera, its memory, and the converter; half a turn, so the bars come backwards."""
+    code = """
+        import json
+        from edge_mrcnn.runtime.sources.gstreamer import csi_pipeline, with_appsink
+        from edge_mrcnn.runtime.sources.gstreamer_capture import GstreamerCapture
+        pipeline = with_appsink(csi_pipeline(0, width=640, height=360, fps=15, flip=2), newest=True)
+        pipeline = pipeline.replace("nvarguscamerasrc sensor-id=0", "videotestsrc is-live=true")
+        pipeline = pipeline.replace("(memory:NVMM)", "")
+        pipeline = pipeline.replace("nvvidconv flip-method=2", "videoconvert ! videoflip method=rotate-180")
+        capture = GstreamerCapture(pipeline, "csi://0", 5)
+        capture.open()
+        image = capture.read().image
+        print(json.dumps([capture.fps, image.shape, image[240, [40, 600]].tolist()]))
+        capture.close()
+    """
+    found, _ = run(python, code)
+    assert found[:2] == [15, [360, 640, 3]]
+    np.testing.assert_allclose(found[2], [BARS[-1], BARS[0]], atol=2)
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("csi://0", "no element nvarguscamerasrc, nvvidconv, which csi://0 takes; it comes with JetPack"),
+        ("gst://nosuchsrc ! queue", "no element nosuchsrc.*apt-get install gstreamer1.0-plugins"),
+        ("gst://v4l2src device=/dev/video99", "there is no such camera"),
+        ("gst://videotestsrc num-buffers=0", "gave no picture|has ended|cannot start"),
+        (
+            "gst://videotestsrc is-live=true ! video/x-raw,width=641,height=481",
+            "641 x 481, but NV12 needs even sides.*width=640,height=480",
+        ),
+        (
+            "gst://rtspsrc location=rtsp://me:hunter2@127.0.0.1:9/x user-pw=hunter2 ! decodebin",
+            "cannot start gst://rtspsrc location=rtsp://127.0.0.1:9/x user",
+        ),
+    ],
+)
+def test_what_cannot_be_opened(python: str, uri: str, message: str) -> None:
+    code = """
+        import json, logging, sys
+        from edge_mrcnn.errors import StreamError
+        from edge_mrcnn.runtime.sources import open_source
+        logging.basicConfig(level=logging.INFO)
+        try:
+            with open_source(sys.argv[1]) as source:
+                source._capture.read()
+        except StreamError as error:
+            print(json.dumps(str(error)))
+    """
+    found, errors = run(python, code, uri)
+    assert re.search(message, found), found
+    assert "hunter2" not in found + errors
+
+
+def test_a_pipeline_that_ends_is_started_again(python: str) -> None:
+    code = """
+        import json
+        from edge_mrcnn.runtime.sources.gstreamer import open_pipeline
+        with open_pipeline("gst://videotestsrc num-buffers=5 ! video/x-raw,width=64,height=48?drop=never") as source:
+            indices = []
+            for frame in source:
+                indices.append(frame.index)
+                if len(indices) == 8:
+                    break
+            print(json.dumps([indices, source.health.reconnects, source.health.error]))
+    """
+    found, _ = run(python, code)
+    assert found[:2] == [list(range(8)), 1]
+    assert found[2].startswith("the pipeline of gst://videotestsrc num-buffers=5")
+
+
+class Feeder:
+    """Feeds raw pictures into a pipeline that reads the process's stdin."""
+
+    def __init__(self, pipe: IO[str]) -> None:
+        self.pipe = pipe
+        self.picture = np.full((72, 64), 128, np.uint8).tobytes()
+
+    def give(self, count: int) -> None:
+        for _ in range(count):
+            self.pipe.buffer.write(self.picture)  # type: ignore[attr-defined]
+            self.pipe.buffer.flush()  # type: ignore[attr-defined]
+
+
+def lines_of(process: subprocess.Popen[str]) -> Iterator[Any]:
+    assert process.stdout is not None
+    for line in process.stdout:
+        yield json.loads(line)
+
+
+def test_a_stall_counts_as_lost_and_leaves_one_thread_behind(python: str) -> None:
+    """Raw video through a pipe that dries up: OpenCV waits inside GStreamer, the source does not."""
+    code = """
+        import json, logging, sys, threading
+        from edge_mrcnn.runtime.sources import live
+        from edge_mrcnn.runtime.sources.gstreamer import open_pipeline
+        live.FIRST_RETRY_S = live.LAST_RETRY_S = 0.2
+        logging.basicConfig(level=logging.INFO)
+        pipeline = "fdsrc fd=0 ! rawvideoparse format=nv12 width=64 height=48"
+        stop = threading.Event()
+        with open_pipeline(f"gst://{pipeline}?timeout_s=0.5&drop=never") as source:
+            def say():
+                while not stop.wait(0.2):
+                    threads = sum(thread.name == "edge-mrcnn-gstreamer" for thread in threading.enumerate())
+                    health = source.health
+                    said = [health.state, health.frames, health.error, threads]
+                    print(json.dumps(said), flush=True)
+            threading.Thread(target=say, daemon=True).start()
+            for frame in source:
+                if frame.index >= 40:
+                    break
+            stop.set()
+    """
+    process = start(python, code, stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    feeder, said, deadline = Feeder(process.stdin), lines_of(process), time.monotonic() + 40
+    feeder.give(8)
+    seen: list[Any] = []
+    for line in said:
+        assert time.monotonic() < deadline, seen
+        seen.append(line)
+        if "still hangs" in line[2]:
+            break
+    assert "gave no picture for 0.5 s" in " ".join(line[2] for line in seen)
+    assert max(line[3] for line in seen) == 1
+    stuck = seen[-1][1]
+    with contextlib.suppress(BrokenPipeError):
+        while process.poll() is None:
+            assert time.monotonic() < deadline
+            feeder.give(1)
+            time.sleep(0.02)
+    assert process.wait(20) == 0
+    assert stuck <= 8
