@@ -27,6 +27,7 @@ from edge_mrcnn.frame import Frame
 from edge_mrcnn.runtime.ros.boxes3d import Box3D, boxes_3d
 from edge_mrcnn.runtime.ros.definitions import typestore
 from edge_mrcnn.runtime.ros.outgoing import Outgoing
+from edge_mrcnn.runtime.uri import camera_name
 
 PictureMessage = Literal["none", "compressed", "raw"]
 """How the picture is sent: not at all, as JPEG, or as `rgb8`."""
@@ -108,15 +109,17 @@ def to_messages(
     return messages
 
 
-def topic_token(name: str) -> str:
-    """A camera's name as a part of a topic: letters, digits and single underscores, not beginning with a digit.
+def topic_token(camera: str) -> str:
+    """A camera's name as a part of a topic; `camera` where it has none.
 
     Example:
-        >>> topic_token("10.0.0.7 (door)"), topic_token("")
-        ('camera_10_0_0_7_door', 'camera')
+        >>> topic_token("front_left"), topic_token("10.0.0.7"), topic_token("")
+        ('front_left', 'cam_10_0_0_7', 'camera')
     """
-    token = re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_")
-    return f"camera_{token}".rstrip("_") if not token or token[0].isdigit() else token
+    try:
+        return camera_name(camera)
+    except ValueError:
+        return "camera"
 
 
 @dataclass(frozen=True)
