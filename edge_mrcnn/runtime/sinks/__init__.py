@@ -2,44 +2,45 @@
 
 | URI | what is written |
 |---|---|
-| `out.mp4`, `out.mkv`, `out.avi` | a video of annotated frames |
-| `out/` | annotated pictures, one a frame |
+| `out.mkv`, `out.mp4` | a video of annotated frames, at their own pace |
+| `out.jsonl` | one line of JSON a frame; masks too with `rle` |
+| `out.mcap` | ROS 2 messages in an MCAP file, for Foxglove, rviz and `ros2 bag` |
+| `out/` | annotated pictures, one a frame; a path without a suffix is a folder too |
 | `out.jpg`, `out.png` | the annotated picture of one frame |
-| `out.jsonl` | one line of JSON a frame |
-| `window://` | a window; q or Esc ends the run |
+| `window://TITLE` | a window; q or Esc ends the run |
+| `mjpeg://127.0.0.1:8080` | a page with every camera, JSON, and metrics for Prometheus |
+| `ros2://` | ROS 2 messages, live |
 
-A file appears under its name only when it is whole. When an exception passes through the `with` block the file is
-removed; after Ctrl-C it is finished and kept.
+Files take options as `file:///path/out.mkv?segment_s=3600`: `fps` (of videos), `segment_s` (a new file this often;
+videos and JSON lines), `rle` and `mask_threshold` (of JSON lines). Names may hold the time, as `strftime` writes it:
+`rec_%Y%m%d_%H%M%S.mkv`. With several cameras a video becomes one file each: `out.front.mkv`, `out.rear.mkv`.
+
+Videos, JSON lines and MCAP are streams: they stand under their name from the first frame on, can be read at any moment
+and are kept whatever ends the run, `kill -9` and a full disk included. A picture appears when it is whole.
+
+Others can add sinks: `register_sink`, or an entry point in the group `edge_mrcnn.sinks`.
 """
 
 from __future__ import annotations
 
-import logging
+import importlib
+import importlib.metadata
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Protocol
-
-import cv2
-import numpy as np
-import numpy.typing as npt
+from typing import Any, Literal, Protocol, cast
+from urllib.parse import unquote, urlsplit
 
 from edge_mrcnn.detections import Detections
-from edge_mrcnn.errors import StreamError
 from edge_mrcnn.frame import Frame
-from edge_mrcnn.runtime.annotate import AnnotatedPicture, annotated_picture
+from edge_mrcnn.runtime.annotate import AnnotatedPicture
 from edge_mrcnn.runtime.metrics import RunStatus
-from edge_mrcnn.runtime.sinks.json_lines import JsonLinesSink
-from edge_mrcnn.runtime.sinks.partial import FileSink, PartialFile, cannot_write
-from edge_mrcnn.runtime.sinks.video import VIDEO_CODECS, VideoSink
-from edge_mrcnn.runtime.sinks.window import WindowSink
+from edge_mrcnn.runtime.uri import redact, take_options
 
-logger = logging.getLogger(__name__)
-
-_PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-_KINDS = "out.mp4 .mkv .avi (video), out/ (pictures), out.jpg .png (one picture), out.jsonl (JSON lines), window://"
+ENTRY_POINTS = "edge_mrcnn.sinks"
+"""Group of the entry points by which installed packages add sinks; an entry's name is what `register_sink` takes."""
 
 
 class Sink(Protocol):
@@ -106,10 +107,12 @@ class SinkOptions:
 
     Attributes:
         class_names: `class_names[class_id]`.
-        fps: Rate of videos in frames per second; 30 where None.
+        fps: Constant rate of videos in frames per second. When None, frames are shown at their own pace, and at 30 a
+            second where they have none, as those of a folder.
         rle: Write masks into JSON lines, as COCO RLE.
         mask_threshold: A pixel belongs to a mask where its probability is at least this.
         status: Tells how the run is doing, for pages and metrics; None outside a run.
+        segment_s: Begin a new file after this many seconds; never when None.
     """
 
     class_names: tuple[str, ...] = ()
@@ -117,6 +120,24 @@ class SinkOptions:
     rle: bool = False
     mask_threshold: float = 0.5
     status: Callable[[], RunStatus] | None = None
+    segment_s: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            ValueError: A field is out of range; the message names it.
+        """
+        if self.fps is not None and self.fps <= 0:
+            raise ValueError(f"fps of a video must be positive, got {self.fps}")
+        if not 0 <= self.mask_threshold <= 1:
+            raise ValueError(f"mask_threshold must be from 0 to 1, got {self.mask_threshold}")
+        if self.segment_s is not None and self.segment_s < 1:
+            raise ValueError(f"segment_s must be at least 1, got {self.segment_s}")
+
+
+Opener = Callable[[str, SinkOptions], Sink]
+"""Opens a sink, given the whole URI, or the path of a file, and the options."""
 
 
 def open_sink(
@@ -126,194 +147,106 @@ def open_sink(
     fps: float | None = None,
     rle: bool = False,
     mask_threshold: float = 0.5,
+    status: Callable[[], RunStatus] | None = None,
 ) -> Sink:
-    """Open a video, picture, folder, JSON lines file or window for results.
+    """Open a video, picture, folder, JSON lines file, window or page for results.
 
     Args:
         uri: A path or a URI, as the table above says. A path without a suffix is a folder.
         class_names: `class_names[class_id]`, such as `detector.class_names`.
-        fps: Rate of videos in frames per second; 30 where None.
+        fps: Constant rate of videos in frames per second; the frames' own pace when None.
         rle: Write masks into JSON lines, as COCO RLE.
         mask_threshold: A pixel belongs to a mask where its probability is at least this.
+        status: Tells how the run is doing, for pages and metrics, and how many cameras there are.
 
     Returns:
         The sink; the caller closes it.
 
     Raises:
-        StreamError: It cannot be written, or there is no screen for a window.
-        ValueError: The scheme or the suffix is unknown; the message lists the known ones.
+        StreamError: It cannot be written, there is no screen for a window, or a package is missing.
+        ValueError: The scheme, the suffix, an option or a value is unknown; the message lists the known ones.
 
     Example:
         >>> with open_sink("out.jsonl", class_names=detector.class_names) as sink:  # doctest: +SKIP
         ...     for frame in open_source("clip.mp4"):
         ...         sink.write(frame, detector(frame))
     """
-    options = SinkOptions(tuple(class_names), fps, rle, mask_threshold)
+    options = SinkOptions(tuple(class_names), fps, rle, mask_threshold, status)
     text = str(uri)
-    scheme, separator, rest = text.partition("://")
+    scheme, separator, _ = text.partition("://")
+    if separator and scheme.lower() != "file":
+        return _opener(scheme.lower(), text)(text, options)
     if separator:
-        if scheme.lower() not in _SCHEMES:
-            raise ValueError(f"unknown sink {text!r}; known: {_KINDS}")
-        return _SCHEMES[scheme.lower()](rest, options)
-    path = Path(text)
-    suffix = path.suffix.lower()
-    if text.endswith(("/", os.sep)) or path.is_dir() or not suffix:
-        return FolderSink(path, class_names=options.class_names)
-    if suffix in VIDEO_CODECS:
-        return VideoSink(path, fps=fps, class_names=options.class_names)
-    if suffix in _PICTURE_SUFFIXES:
-        return PictureSink(path, class_names=options.class_names)
-    if suffix == ".jsonl":
-        return JsonLinesSink(path, class_names=options.class_names, rle=rle, mask_threshold=mask_threshold)
-    raise ValueError(f"unknown sink {text!r}; known: {_KINDS}")
+        text, taken = take_options(text, _FILE_OPTIONS)
+        parts = urlsplit(text)
+        text, options = unquote(parts.netloc + parts.path), replace(options, **taken)
+    suffix = Path(text).suffix.lower()
+    if text.endswith(("/", os.sep)) or Path(text).is_dir() or not suffix:
+        return _opener("/", text)(text, options)
+    return _opener(suffix, text)(text, options)
 
 
-class PictureSink(FileSink):
-    """The annotated picture of one frame.
+def register_sink(kind: str, opener: Opener) -> None:
+    """Add a kind of sink, or replace one.
 
-    Attributes:
-        uri: The file's path.
-        wants_picture: True.
-        wants_stop: False.
+    Args:
+        kind: A scheme such as `mqtt`, or the suffix of a file such as `.csv`.
+        opener: What opens it, given the URI or path and the options.
+
+    Example:
+        >>> register_sink(".csv", lambda path, options: CsvSink(path))  # doctest: +SKIP
+        >>> open_sink("out.csv")  # doctest: +SKIP
     """
-
-    wants_picture = True
-    wants_stop = False
-    kind: Literal["view", "record"] = "record"
-    main_thread = False
-
-    def __init__(self, path: str | Path, *, class_names: tuple[str, ...] = ()) -> None:
-        """Choose the file.
-
-        Raises:
-            StreamError: The place cannot be written.
-        """
-        self.uri = str(path)
-        self._class_names = class_names
-        self._file: PartialFile | None = PartialFile(path)
-        self._written = False
-
-    def write(self, frame: Frame, detections: Detections, annotated: AnnotatedPicture = None) -> None:
-        """Write the picture.
-
-        Raises:
-            StreamError: The sink is closed, has a picture already or cannot be written.
-        """
-        if self._file is None:
-            raise StreamError(f"{self.uri} is closed; open a new sink")
-        if self._written:
-            raise StreamError(
-                f"{self.uri} holds one picture, but a second frame came; write a folder or a video instead: "
-                f"--to {Path(self.uri).with_suffix('')}/"
-            )
-        _encode(annotated_picture(frame, detections, annotated, self._class_names), self._file)
-        self._written = True
-
-    def close(self) -> None:
-        """Give the picture its name. A second call does nothing."""
-        if self._file is None:
-            return
-        file, self._file = self._file, None
-        if self._written:
-            file.commit()
-        else:
-            file.discard()
-            logger.warning("no frame came, so there is no picture %s", self.uri)
-
-    def discard(self) -> None:
-        """Remove what was written so far."""
-        if self._file is not None:
-            self._file.discard()
-            self._file = None
-
-    def __enter__(self) -> PictureSink:
-        return self
+    _OPENERS[kind.lower()] = opener
 
 
-class FolderSink:
-    """Annotated pictures in a folder, as JPEG: `photo.jpg` for `photo.png`, `clip_000012.jpg` for a frame of a video.
+def _opener(kind: str, uri: str) -> Opener:
+    """What opens a scheme or suffix, imported now.
 
-    Attributes:
-        uri: The folder's path.
-        wants_picture: True.
-        wants_stop: False.
+    Raises:
+        ValueError: Nothing is known to open it.
     """
-
-    wants_picture = True
-    wants_stop = False
-    kind: Literal["view", "record"] = "record"
-    main_thread = False
-
-    def __init__(self, path: str | Path, *, class_names: tuple[str, ...] = ()) -> None:
-        """Make the folder.
-
-        Raises:
-            StreamError: It cannot be made.
-        """
-        self.uri = str(path)
-        self._path = Path(path)
-        self._class_names = class_names
-        self._used: set[str] = set()
-        try:
-            self._path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise cannot_write(self._path, error) from error
-
-    def write(self, frame: Frame, detections: Detections, annotated: AnnotatedPicture = None) -> None:
-        """Write one picture.
-
-        Raises:
-            StreamError: It cannot be written.
-        """
-        file = PartialFile(self._path / f"{self._name(frame)}.jpg")
-        try:
-            _encode(annotated_picture(frame, detections, annotated, self._class_names), file)
-        except StreamError:
-            file.discard()
-            raise
-        file.commit()
-
-    def _name(self, frame: Frame) -> str:
-        """A name that says which frame it is, and that no frame of this run has yet."""
-        source = Path(frame.source.partition("://")[2].partition("?")[0] or frame.source)
-        stem = source.stem or "frame"
-        if source.suffix.lower() not in _PICTURE_SUFFIXES:
-            stem = f"{stem}_{frame.index:06d}"
-        name, number = stem, 1
-        while name in self._used:
-            number += 1
-            name = f"{stem}_{number}"
-        self._used.add(name)
-        return name
-
-    def close(self) -> None:
-        """Nothing to finish: every picture is whole."""
-
-    def __enter__(self) -> FolderSink:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    found = _OPENERS.get(kind)
+    if found is None:
+        others = {entry.name.lower(): entry for entry in importlib.metadata.entry_points(group=ENTRY_POINTS)}
+        if kind not in others:
+            hint = _INSTEAD_OF.get(kind, "")
+            raise ValueError(f"unknown sink {redact(uri)!r}; {hint}known: {', '.join([_KINDS, *sorted(others)])}")
+        return cast(Opener, others[kind].load())
+    if callable(found):
+        return found
+    module, _, name = found.partition(":")
+    return cast(Opener, getattr(importlib.import_module(f"{__name__}.{module}"), name))
 
 
-def _encode(picture: npt.NDArray[np.uint8], file: PartialFile) -> None:
-    """Write a picture into a part in the format of its suffix."""
-    suffix = file.path.suffix.lower()
-    quality = [cv2.IMWRITE_JPEG_QUALITY, 92] if suffix in (".jpg", ".jpeg") else []
-    encoded, data = cv2.imencode(suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), quality)
-    if not encoded:
-        raise StreamError(f"OpenCV cannot encode {file.path}; choose another suffix, such as .png")
-    try:
-        file.part.write_bytes(data.tobytes())
-    except OSError as error:
-        raise cannot_write(file.path, error) from error
+def _flag(text: str) -> bool:
+    """0 or 1."""
+    if text not in ("0", "1"):
+        raise ValueError("a flag is 0 or 1")
+    return text == "1"
 
 
-def _open_window(rest: str, options: SinkOptions) -> Sink:
-    return WindowSink(rest, class_names=options.class_names)
+_OPENERS: dict[str, Opener | str] = {
+    "/": "pictures:FolderSink",
+    **dict.fromkeys((".jpg", ".jpeg", ".png", ".webp", ".bmp"), "pictures:PictureSink"),
+    ".mkv": "video:VideoSink",
+    ".mp4": "video:VideoSink",
+    ".jsonl": "json_lines:JsonLinesSink",
+    ".mcap": "mcap:McapSink",
+    "window": "window:WindowSink",
+    "mjpeg": "web:WebSink",
+    "ros2": "ros2:Ros2Sink",
+}
+"""What opens each scheme, suffix and folders; ours are imported when they are asked for."""
 
-
-_SCHEMES: dict[str, Callable[[str, SinkOptions], Sink]] = {"window": _open_window}
-"""What opens each scheme, given what follows `://` and the options."""
+_KINDS = (
+    "out.mkv .mp4 (video), out.jsonl (JSON lines), out.mcap (ROS messages), out/ (pictures), out.jpg .png (one "
+    "picture), window://, mjpeg://127.0.0.1:8080, ros2://"
+)
+_INSTEAD_OF = {".avi": "AVI knows no times of frames and breaks when a run is killed: take .mkv; "}
+_FILE_OPTIONS: dict[str, Callable[[str], Any]] = {
+    "fps": float,
+    "segment_s": float,
+    "rle": _flag,
+    "mask_threshold": float,
+}

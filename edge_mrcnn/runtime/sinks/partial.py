@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from edge_mrcnn.errors import StreamError
@@ -62,29 +61,6 @@ class PartialFile:
     def discard(self) -> None:
         """Remove the part."""
         self._block.__exit__(_DiscardedError, _DiscardedError(), None)
-
-
-class FileSink:
-    """Base of sinks that make one file: finished when the `with` block ends well, removed when it does not.
-
-    An interrupted run (Ctrl-C, termination) counts as ended well: what was recorded so far is finished and kept.
-    """
-
-    def close(self) -> None:
-        """Finish the file. A second call does nothing."""
-        raise NotImplementedError
-
-    def discard(self) -> None:
-        """Remove what was written so far."""
-        raise NotImplementedError
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None or issubclass(kind, (KeyboardInterrupt, SystemExit)):
-            self.close()
-        else:
-            self.discard()
 
 
 def cannot_write(path: Path, error: OSError) -> StreamError:

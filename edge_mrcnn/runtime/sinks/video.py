@@ -1,10 +1,12 @@
-"""Video files, written through OpenCV."""
+"""Video files, written through PyAV: Matroska or fragmented MP4, which play at any moment, also after `kill -9`."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import shutil
+from fractions import Fraction
 from pathlib import Path
+from types import ModuleType, TracebackType
 from typing import Any, Literal
 
 import cv2
@@ -15,33 +17,59 @@ from edge_mrcnn.detections import Detections
 from edge_mrcnn.errors import StreamError
 from edge_mrcnn.frame import Frame
 from edge_mrcnn.runtime.annotate import AnnotatedPicture, annotated_picture
-from edge_mrcnn.runtime.opencv import quiet
-from edge_mrcnn.runtime.sinks.partial import FileSink, PartialFile
+from edge_mrcnn.runtime.sinks import SinkOptions
+from edge_mrcnn.runtime.sinks.partial import cannot_write
+from edge_mrcnn.runtime.sinks.recording import RecordingName, make_folder
+from edge_mrcnn.runtime.sources.pictures import PICTURE_SUFFIXES
 
 logger = logging.getLogger(__name__)
 
-VIDEO_CODECS = {".mp4": ("avc1", "mp4v"), ".mkv": ("avc1", "mp4v"), ".avi": ("XVID", "MJPG")}
-"""By suffix, best first: H.264 where OpenCV was built with an encoder, else MPEG-4."""
+ENCODERS: dict[str, dict[str, str]] = {
+    "libx264": {"preset": "ultrafast", "tune": "zerolatency", "crf": "23"},
+    "mpeg4": {"flags": "+qscale", "global_quality": "472"},
+}
+"""Encoders and their options, best first: H.264 in a third of the time of the preset `veryfast`, with a third more
+bytes and no frame held back; MPEG-4 at quality 4 where FFmpeg was built without x264."""
+
+CONTAINERS = {
+    ".mkv": {"cluster_time_limit": "500", "flush_packets": "1"},
+    ".mp4": {
+        "movflags": "frag_keyframe+empty_moov+default_base_moof",
+        "frag_duration": "500000",
+        "flush_packets": "1",
+    },
+}
+"""By suffix, what FFmpeg's muxers are told: no more than half a second waits in memory."""
 
 DEFAULT_FPS = 30.0
-"""Of a video whose source has no rate."""
+"""Of frames that carry no time, as those of a folder."""
 
-_BACKENDS = ("CAP_FFMPEG", "CAP_GSTREAMER", "CAP_OPENCV_MJPEG")
-_LEAST_FREE_BYTES = 8 << 20
-_CHECK_EVERY = 16
+KEY_FRAME_S = 2.0
+"""Players can jump to a key frame every so many seconds."""
+
+_TICKS = 60_000
+"""Time stamps in a video are in these parts of a second; whole for the usual rates. Matroska rounds to
+milliseconds, and MPEG-4 takes no finer ones."""
+
+_LONGEST_STEP_NS = 60_000_000_000
+"""The wall clock may be set while a camera runs: stamps that jump by more than this are not believed."""
+
+_BT709, _BT601, _LIMITED = 1, 6, 1
+"""FFmpeg's numbers. Primaries and transfer are those of sRGB, near enough; the matrix is that of `COLOR_RGB2YUV_I420`,
+which OpenCV also assumes when it reads, whatever a file says."""
 
 
-class VideoSink(FileSink):
-    """Writes annotated frames into a video.
+class VideoSink:
+    """Writes annotated frames into a video; with several cameras, one file each.
 
     The first frame sets the size, rounded up to even sides; frames of another size are scaled to fit into it whole, on
-    black, with a warning.
+    black, with a warning. Each frame is shown at its own time, unless a rate is given.
 
     Attributes:
         uri: The file's path.
         wants_picture: True.
         wants_stop: False.
-        codec: Four letters of the codec in use, empty before the first frame.
+        codec: FFmpeg's name of the encoder in use, empty before the first frame.
     """
 
     wants_picture = True
@@ -49,33 +77,26 @@ class VideoSink(FileSink):
     kind: Literal["view", "record"] = "record"
     main_thread = False
 
-    def __init__(self, path: str | Path, *, fps: float | None = None, class_names: tuple[str, ...] = ()) -> None:
-        """Choose the file.
+    def __init__(self, path: str | Path, options: SinkOptions | None = None) -> None:
+        """Choose the file; it is made when the first frame comes.
 
         Args:
-            path: Ends in `.mp4`, `.mkv` or `.avi`.
-            fps: Frames per second, 30 where unknown.
-            class_names: For frames that come without an annotated picture.
+            path: Ends in `.mkv` or `.mp4`; may hold the time, as `strftime` writes it.
+            options: `class_names`, `fps`, `segment_s` and `status` matter.
 
         Raises:
-            StreamError: The place cannot be written.
-            ValueError: Another suffix, or a rate that is not positive.
+            StreamError: The place cannot be written, or PyAV is missing.
+            ValueError: Another suffix.
         """
         self.uri = str(path)
-        suffix = Path(path).suffix.lower()
-        if suffix not in VIDEO_CODECS:
-            raise ValueError(f"a video ends in {', '.join(VIDEO_CODECS)}, got {str(path)!r}")
-        if fps is not None and fps <= 0:
-            raise ValueError(f"fps must be positive, got {fps}")
+        if Path(path).suffix.lower() not in CONTAINERS:
+            raise ValueError(f"a video ends in {', '.join(CONTAINERS)}, got {str(path)!r}")
+        import_av()
         self.codec = ""
-        self._codecs = VIDEO_CODECS[suffix]
-        self._fps = fps or DEFAULT_FPS
-        self._class_names = class_names
-        self._file: PartialFile | None = PartialFile(path)
-        self._writer: Any = None
-        self._size = (0, 0)
-        self._count = 0
-        self._warned = False
+        self._options = options or SinkOptions()
+        self._name = RecordingName(path, segments=self._options.segment_s is not None)
+        self._tracks: dict[str, _Track] = {}
+        self._closed = False
 
     def write(self, frame: Frame, detections: Detections, annotated: AnnotatedPicture = None) -> None:
         """Add a frame.
@@ -86,84 +107,192 @@ class VideoSink(FileSink):
             annotated: Its annotated picture, or what draws it; drawn here when None.
 
         Raises:
-            StreamError: The sink is closed, no encoder works or the disk is full.
+            StreamError: The sink is closed, no encoder works or the disk is full; what was recorded stays readable.
         """
-        if self._file is None:
+        if self._closed:
             raise StreamError(f"the video {self.uri} is closed; open a new sink")
-        picture = annotated_picture(frame, detections, annotated, self._class_names)
-        if self._count % _CHECK_EVERY == 0:
-            self._check_space()
-        if self._writer is None:
-            self._open(picture.shape[1] + picture.shape[1] % 2, picture.shape[0] + picture.shape[0] % 2)
-        self._writer.write(cv2.cvtColor(self._fit(picture), cv2.COLOR_RGB2BGR))
-        self._count += 1
+        track = self._tracks.get(frame.camera)
+        if track is None:
+            label = frame.camera if self._tracks or self._has_many_cameras() else ""
+            track = self._tracks[frame.camera] = _Track(self._name, label, self._options)
+        track.add(frame, annotated_picture(frame, detections, annotated, self._options.class_names))
+        self.codec = track.codec
+
+    def _has_many_cameras(self) -> bool:
+        return self._options.status is not None and len(self._options.status().cameras) > 1
 
     def close(self) -> None:
-        """Finish the video, check that it can be read and give it its name. A second call does nothing.
+        """Finish the files. A second call does nothing.
 
         Raises:
-            StreamError: The video is damaged, as after a full disk; nothing is left under its name.
+            StreamError: The end cannot be written; what was recorded before stays readable.
         """
-        if self._file is None:
+        if self._closed:
             return
-        file, self._file = self._file, None
-        if self._writer is None:
-            file.discard()
+        self._closed = True
+        if not self._tracks:
             logger.warning("no frame came, so there is no video %s", self.uri)
-            return
-        self._release()
-        readable = _count_frames(file.part)
-        if readable < 0.9 * self._count - 1:
-            file.discard()
-            raise StreamError(
-                f"video {self.uri} could not be written whole: {max(readable, 0)} of {self._count} frames can be read; "
-                f"check the free space: df -h {file.path.parent}"
-            )
-        file.commit()
-
-    def discard(self) -> None:
-        """Remove what was written so far."""
-        self._release()
-        if self._file is not None:
-            self._file.discard()
-            self._file = None
+        with contextlib.ExitStack() as stack:
+            for track in self._tracks.values():
+                stack.callback(track.close)
 
     def __enter__(self) -> VideoSink:
         return self
 
-    def _release(self) -> None:
-        if self._writer is not None:
-            with quiet():
-                self._writer.release()
-            self._writer = None
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
-    def _open(self, width: int, height: int) -> None:
-        file = self._part()
-        with quiet():
-            for codec in self._codecs:
-                for backend in _BACKENDS:
-                    fourcc = cv2.VideoWriter.fourcc(*codec)
-                    writer = cv2.VideoWriter(str(file.part), getattr(cv2, backend), fourcc, self._fps, (width, height))
-                    if writer.isOpened():
-                        self._writer, self.codec, self._size = writer, codec, (width, height)
-                        logger.debug("%s: %s, %dx%d, %g fps", self.uri, codec, width, height, self._fps)
-                        return
-                    writer.release()
+
+class _Track:
+    """The video of one camera: one file, or one after the other."""
+
+    def __init__(self, name: RecordingName, label: str, options: SinkOptions) -> None:
+        self.codec = ""
+        self._name = name
+        self._label = label
+        self._fps = options.fps
+        self._segment_s = options.segment_s
+        self._clock = _Clock(options.fps)
+        self._file: _VideoFile | None = None
+        self._begin_s = 0.0
+
+    def add(self, frame: Frame, picture: npt.NDArray[np.uint8]) -> None:
+        at_s = self._clock.read(frame)
+        if self._file is not None and self._segment_s is not None and at_s - self._begin_s >= self._segment_s:
+            self.close()
+        if self._file is None:
+            self._begin_s = at_s
+            self._file = _VideoFile(self._name.at(self._label), picture.shape[:2], self._fps)
+            self.codec = self._file.codec
+        self._file.add(picture, at_s - self._begin_s)
+
+    def close(self) -> None:
+        if self._file is not None:
+            file, self._file = self._file, None
+            file.close()
+
+
+class _Clock:
+    """When each frame is shown, in seconds from the first; it always moves forward."""
+
+    def __init__(self, fps: float | None) -> None:
+        self._fps = fps
+        self._count = -1
+        self._now_ns = 0
+        self._last: Frame | None = None
+
+    def read(self, frame: Frame) -> float:
+        self._count += 1
+        if self._fps is not None:
+            return self._count / self._fps
+        last, self._last = self._last, frame
+        if last is not None:
+            self._now_ns += self._step_ns(last, frame)
+        return self._now_ns / 1e9
+
+    def _step_ns(self, last: Frame, frame: Frame) -> int:
+        """From the stamps where these can be; else, of a live camera, from the time of receipt."""
+        default_ns = round(1e9 / DEFAULT_FPS)
+        if Path(frame.source).suffix.lower() in PICTURE_SUFFIXES:  # their stamps say when the files were saved
+            return default_ns
+        step_ns = frame.stamp_ns - last.stamp_ns
+        received_ns = frame.captured_ns - last.captured_ns
+        if frame.stamp_source == last.stamp_source and 0 < step_ns < max(_LONGEST_STEP_NS, 2 * received_ns):
+            return step_ns
+        return default_ns if frame.stamp_source == "file" else max(received_ns, 1_000_000)
+
+
+class _VideoFile:
+    """One video file."""
+
+    def __init__(self, path: Path, image_hw: tuple[int, ...], fps: float | None) -> None:
+        self._av = import_av()
+        self._path = path
+        height, width = (side + side % 2 for side in image_hw)
+        self._size = (width, height)
+        self._last_tick = -_TICKS
+        self._next_key_s = 0.0
+        self._warned = self._broken = False
+        make_folder(path)
+        self._container, self._stream = self._open(fps)
+        self.codec: str = self._stream.codec_context.name
+
+    def add(self, picture: npt.NDArray[np.uint8], at_s: float) -> None:
+        """Encode a picture, shown `at_s` seconds after the beginning.
+
+        Raises:
+            StreamError: The disk is full.
+        """
+        planes = cv2.cvtColor(self._fit(picture), cv2.COLOR_RGB2YUV_I420)
+        frame = self._av.VideoFrame.from_ndarray(planes, format="yuv420p")
+        self._last_tick = frame.pts = max(round(at_s * _TICKS), self._last_tick + _TICKS // 1000)
+        frame.time_base = Fraction(1, _TICKS)
+        if at_s >= self._next_key_s:
+            frame.pict_type = self._av.video.frame.PictureType.I
+            self._next_key_s = at_s + KEY_FRAME_S
+        self._mux(frame)
+
+    def close(self) -> None:
+        """Write what is left and the index.
+
+        Raises:
+            StreamError: There is no room for it; what was written before can be read all the same.
+        """
+        try:
+            if not self._broken:
+                self._mux(None)
+            self._container.close()
+        except OSError as error:
+            if not self._broken:  # else that was told when it happened
+                raise cannot_write(self._path, error) from error
+
+    def _mux(self, frame: Any) -> None:
+        try:
+            for packet in self._stream.encode(frame):
+                self._container.mux(packet)
+        except OSError as error:
+            self._broken = True
+            raise cannot_write(self._path, error) from error
+
+    def _open(self, fps: float | None) -> tuple[Any, Any]:
+        """A file with the best encoder that works here."""
+        for codec in ENCODERS:
+            try:
+                return self._try(codec, fps)
+            except (ValueError, self._av.error.FFmpegError) as error:
+                if isinstance(error, OSError) and error.filename == str(self._path):
+                    raise cannot_write(self._path, error) from error
+                logger.debug("%s: no %s: %s", self._path, codec, error)
         raise StreamError(
-            f"OpenCV {cv2.__version__} has no encoder for {self.uri} ({width}x{height}, tried "
-            f"{', '.join(self._codecs)}); write pictures instead: --to FOLDER/"
+            f"this FFmpeg has no encoder for {self._path} ({self._size[0]}x{self._size[1]}, tried "
+            f"{', '.join(ENCODERS)}): pip install 'edge-mrcnn[video]' brings one; or write pictures: --to FOLDER/"
         )
 
-    def _part(self) -> PartialFile:
-        if self._file is None:
-            raise StreamError(f"the video {self.uri} is closed; open a new sink")
-        return self._file
+    def _try(self, codec: str, fps: float | None) -> tuple[Any, Any]:
+        self._av.codec.Codec(codec, "w")  # raises before a file is made
+        container = self._av.open(str(self._path), "w", options=CONTAINERS[self._path.suffix.lower()])
+        stream = container.add_stream(codec)
+        stream.width, stream.height = self._size
+        context = stream.codec_context
+        context.pix_fmt = "yuv420p"
+        context.time_base = Fraction(1, _TICKS)
+        context.framerate = Fraction(fps).limit_denominator(1001) if fps else Fraction(0, 1)  # 0: each at its own time
+        context.options = ENCODERS[codec]
+        context.gop_size = 10_000  # key frames come by time
+        context.thread_count = 1  # the network needs the others more
+        context.color_range, context.colorspace = _LIMITED, _BT601
+        context.color_primaries = context.color_trc = _BT709
+        context.open()
+        logger.debug("%s: %s, %dx%d", self._path, codec, *self._size)
+        return container, stream
 
     def _fit(self, picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """The picture in the size of the video."""
         width, height = self._size
         if picture.shape[:2] == (height, width):
             return picture
-        canvas = np.zeros((height, width, 3), np.uint8)
         scale = min(height / picture.shape[0], width / picture.shape[1])
         if max(height - picture.shape[0], width - picture.shape[1]) <= 1 and scale >= 1:
             pad = (0, height - picture.shape[0], 0, width - picture.shape[1])
@@ -172,33 +301,27 @@ class VideoSink(FileSink):
             self._warned = True
             logger.warning(
                 "%s is %dx%d; frames of another size, such as %dx%d, are scaled to fit into it",
-                *(self.uri, width, height, picture.shape[1], picture.shape[0]),
+                *(self._path, width, height, picture.shape[1], picture.shape[0]),
             )
         new_height, new_width = (max(1, round(side * scale)) for side in picture.shape[:2])
         y, x = (height - new_height) // 2, (width - new_width) // 2
-        small = cv2.resize(
-            picture, (new_width, new_height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        shrink = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        canvas = np.zeros((height, width, 3), np.uint8)
+        canvas[y : y + new_height, x : x + new_width] = cv2.resize(
+            picture, (new_width, new_height), interpolation=shrink
         )
-        canvas[y : y + new_height, x : x + new_width] = small
         return canvas
 
-    def _check_space(self) -> None:
-        """OpenCV does not say when a frame finds no room."""
-        folder = self._part().path.parent
-        free = shutil.disk_usage(folder).free
-        if free < _LEAST_FREE_BYTES:
-            raise StreamError(
-                f"no space left for {self.uri}: {free / 1e6:.1f} MB free; make room or write elsewhere: df -h {folder}"
-            )
 
+def import_av() -> ModuleType:
+    """PyAV.
 
-def _count_frames(path: Path) -> int:
-    """Frames that a finished video says it has; 0 where it cannot be read."""
-    if not path.exists() or path.stat().st_size == 0:
-        return 0
-    with quiet():
-        capture = cv2.VideoCapture(str(path))
-        readable, _ = capture.read() if capture.isOpened() else (False, None)
-        count = capture.get(cv2.CAP_PROP_FRAME_COUNT) if readable else 0
-        capture.release()
-    return int(count)
+    Raises:
+        StreamError: It is not installed.
+    """
+    try:
+        import av
+    except ModuleNotFoundError as error:
+        raise StreamError("PyAV, which writes videos, is not installed: pip install 'edge-mrcnn[video]'") from error
+    av.logging.set_level(av.logging.FATAL)  # what matters is raised
+    return av  # type: ignore[no-any-return]

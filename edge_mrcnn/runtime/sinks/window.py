@@ -15,6 +15,7 @@ from edge_mrcnn.errors import StreamError
 from edge_mrcnn.frame import Frame
 from edge_mrcnn.runtime.annotate import AnnotatedPicture, annotated_picture
 from edge_mrcnn.runtime.opencv import quiet
+from edge_mrcnn.runtime.sinks import SinkOptions
 
 _ESCAPE = 27
 
@@ -32,16 +33,16 @@ class WindowSink:
     kind: Literal["view", "record"] = "view"
     main_thread = True
 
-    def __init__(self, title: str = "", *, class_names: tuple[str, ...] = ()) -> None:
-        """Open a window.
+    def __init__(self, uri: str = "window://", options: SinkOptions | None = None) -> None:
+        """Open a window; what follows `window://` is its title.
 
         Raises:
             StreamError: There is no screen, or OpenCV was built without windows.
         """
-        self._title = title or "edge-mrcnn"
-        self.uri = f"window://{title}"
+        self.uri = uri
+        self._title = uri.partition("://")[2] or "edge-mrcnn"
         self.wants_stop = False
-        self._class_names = class_names
+        self._class_names = (options or SinkOptions()).class_names
         _check_screen()
         try:
             with quiet():
