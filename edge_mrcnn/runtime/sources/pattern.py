@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
@@ -14,27 +14,49 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_mrcnn.frame import Frame
-from edge_mrcnn.runtime.sources.live import Drop, SourceHealth
+from edge_mrcnn.runtime.sources.live import Drop, SourceHealth, as_drop
+from edge_mrcnn.runtime.sources.replay import Replay, as_switch, take_drop
 from edge_mrcnn.runtime.uri import camera_name, take_options
 
 _FRACTION_BITS = 4
 """OpenCV draws at sixteenths of a pixel, so that slow shapes glide rather than jump."""
 
+_TEXT = (236, 232, 224)
+_SMALLEST_TEXT = 0.25
+"""Scale of the text below which nobody can read it."""
+
 _COLORS = ((214, 84, 72), (66, 135, 180), (235, 180, 70), (92, 160, 108), (150, 104, 170), (240, 236, 228))
 
 
-def open_pattern(uri: str) -> PatternSource:
-    """Open `test://640x480?frames=30&fps=30&seed=0&name=test`.
+def open_pattern(uri: str) -> PatternSource | Replay:
+    """Open `test://640x480?fps=30&seed=0&name=test`, which is a camera, or with `&frames=30` a video of that length.
+
+    `live=1` and `live=0` say which of the two it is, whatever `frames` says. A camera gives its frames at its rate,
+    stamped by the host, and drops what nobody takes; a video gives them as fast as they are taken.
 
     Raises:
         ValueError: The size, an option or its value is wrong.
     """
-    rest, options = take_options(uri, {"frames": int, "fps": float, "seed": int, "name": camera_name})
+    rest, options = take_options(uri, _OPTIONS)
     place = rest.partition("://")[2]
     size = re.fullmatch(r"(\d+)x(\d+)", place or "640x480")
     if not size:
         raise ValueError(f"size {place!r} in {uri!r} is not WIDTHxHEIGHT, such as test://640x480")
-    return PatternSource((int(size[1]), int(size[2])), **options)
+    live = options.pop("live", "frames" not in options)
+    drop = take_drop(uri, options, live)
+    source = PatternSource((int(size[1]), int(size[2])), **options)
+    return Replay(lambda: source, drop=drop) if live else source
+
+
+_OPTIONS: dict[str, Callable[[str], Any]] = {
+    "frames": int,
+    "fps": float,
+    "seed": int,
+    "name": camera_name,
+    "frame_id": str,
+    "live": as_switch,
+    "drop": as_drop,
+}
 
 
 @dataclass(frozen=True)
@@ -61,13 +83,13 @@ class _Shape:
 
 
 class PatternSource:
-    """Coloured shapes that move over a soft background; frame `n` of a seed is always the same.
+    """Coloured shapes that move over a soft background, and a clock; frame `n` of a seed is always the same.
 
     Attributes:
         uri: What was opened.
         fps: Frames per second of the stamps; frames come as fast as they are taken.
         length: Number of frames, None for no end.
-        live: False.
+        live: False; `Replay` makes a camera of it.
         skipped: 0.
         name: Of the camera.
         drop: `auto`: frames wait.
@@ -91,6 +113,7 @@ class PatternSource:
         fps: float = 30.0,
         seed: int = 0,
         name: str = "test",
+        frame_id: str = "",
     ) -> None:
         """Choose the shapes.
 
@@ -100,6 +123,7 @@ class PatternSource:
             fps: Frames per second of the stamps.
             seed: Chooses the shapes and their ways.
             name: Of the camera.
+            frame_id: Name of its coordinate frame.
 
         Raises:
             ValueError: A size or a number is not positive.
@@ -114,6 +138,7 @@ class PatternSource:
         self.length = frames
         self.name = name
         self.health = SourceHealth()
+        self._frame_id = frame_id
         self._rate = fps
         self._size = size_wh
         self._shapes = _make_shapes(size_wh, seed)
@@ -125,7 +150,15 @@ class PatternSource:
             stamp_ns = round(index * 1e9 / self._rate)
             image = self.draw(index)
             self.health = SourceHealth("live", frames=index + 1, image_hw=image.shape[:2])
-            yield Frame(image, source=self.uri, index=index, stamp_ns=stamp_ns, stamp_source="file", camera=self.name)
+            yield Frame(
+                image,
+                source=self.uri,
+                index=index,
+                stamp_ns=stamp_ns,
+                stamp_source="file",
+                frame_id=self._frame_id,
+                camera=self.name,
+            )
         self.health = replace(self.health, state="ended")
 
     def draw(self, index: int) -> npt.NDArray[np.uint8]:
@@ -134,7 +167,18 @@ class PatternSource:
         for shape in self._shapes:
             corners: Any = np.round(shape.outline(index, self._size) * (1 << _FRACTION_BITS)).astype(np.int32)
             cv2.fillPoly(image, [corners], shape.color, cv2.LINE_AA, _FRACTION_BITS)
+        self._draw_clock(image, index)
         return image
+
+    def _draw_clock(self, image: npt.NDArray[np.uint8], index: int) -> None:
+        """Time and number of the frame: what a page shows late, and what it leaves out, can be read off."""
+        scale = min(self._size) / 800
+        if scale < _SMALLEST_TEXT:
+            return
+        minutes, hundredths = divmod(round(index * 100 / self._rate), 6000)
+        place = round(20 * scale), self._size[1] - round(24 * scale)
+        text = f"{minutes:02}:{hundredths / 100:05.2f}  {index}"
+        cv2.putText(image, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, _TEXT, max(round(2 * scale), 1), cv2.LINE_AA)
 
     def close(self) -> None:
         """Nothing to give back."""
