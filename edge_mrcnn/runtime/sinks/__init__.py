@@ -4,7 +4,7 @@
 |---|---|
 | `out.mkv`, `out.mp4` | a video of annotated frames, at their own pace |
 | `out.jsonl` | one line of JSON a frame; masks too with `rle` |
-| `out.mcap` | ROS 2 messages in an MCAP file, for Foxglove, rviz and `ros2 bag` |
+| `out.mcap`, `mcap:///path/out.mcap?image=raw` | ROS 2 messages in an MCAP file, for Foxglove, rviz and `ros2 bag` |
 | `out/` | annotated pictures, one a frame; a path without a suffix is a folder too |
 | `out.jpg`, `out.png` | the annotated picture of one frame |
 | `window://TITLE` | a window; q or Esc ends the run |
@@ -233,6 +233,7 @@ _OPENERS: dict[str, Opener | str] = {
     ".mp4": "video:VideoSink",
     ".jsonl": "json_lines:JsonLinesSink",
     ".mcap": "mcap:McapSink",
+    "mcap": "mcap:McapSink",
     "window": "window:WindowSink",
     "mjpeg": "web:WebSink",
     "ros2": "ros2:Ros2Sink",

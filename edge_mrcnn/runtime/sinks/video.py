@@ -111,10 +111,11 @@ class VideoSink:
         """
         if self._closed:
             raise StreamError(f"the video {self.uri} is closed; open a new sink")
-        track = self._tracks.get(frame.camera)
+        camera = "" if _is_picture(frame) else frame.camera  # each picture given may count as a camera
+        track = self._tracks.get(camera)
         if track is None:
-            label = frame.camera if self._tracks or self._has_many_cameras() else ""
-            track = self._tracks[frame.camera] = _Track(self._name, label, self._options)
+            label = camera if self._tracks or self._has_many_cameras() else ""
+            track = self._tracks[camera] = _Track(self._name, label, self._options)
         track.add(frame, annotated_picture(frame, detections, annotated, self._options.class_names))
         self.codec = track.codec
 
@@ -195,13 +196,17 @@ class _Clock:
     def _step_ns(self, last: Frame, frame: Frame) -> int:
         """From the stamps where these can be; else, of a live camera, from the time of receipt."""
         default_ns = round(1e9 / DEFAULT_FPS)
-        if Path(frame.source).suffix.lower() in PICTURE_SUFFIXES:  # their stamps say when the files were saved
+        if _is_picture(frame):  # their stamps say when the files were saved
             return default_ns
         step_ns = frame.stamp_ns - last.stamp_ns
         received_ns = frame.captured_ns - last.captured_ns
         if frame.stamp_source == last.stamp_source and 0 < step_ns < max(_LONGEST_STEP_NS, 2 * received_ns):
             return step_ns
         return default_ns if frame.stamp_source == "file" else max(received_ns, 1_000_000)
+
+
+def _is_picture(frame: Frame) -> bool:
+    return Path(frame.source).suffix.lower() in PICTURE_SUFFIXES
 
 
 class _VideoFile:

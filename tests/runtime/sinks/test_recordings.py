@@ -250,10 +250,11 @@ def test_own_times(tmp_path: Path, frames: list[tuple[int, str, int]], expected:
     assert [1e3 * at for at in times_s(tmp_path / "out.mkv")] == pytest.approx(expected, abs=1)
 
 
-def test_pictures_have_no_pace(tmp_path: Path) -> None:
-    with open_sink(tmp_path / "out.mp4") as sink:
-        for index in range(3):
-            saved = Frame(np.zeros((8, 8, 3), np.uint8), source=f"{index}.png", stamp_ns=index, stamp_source="file")
+def test_pictures_make_one_video_without_a_pace_of_their_own(tmp_path: Path) -> None:
+    black = np.zeros((8, 8, 3), np.uint8)
+    with open_sink(tmp_path / "out.mp4", status=lambda: status("a", "b", "c")) as sink:
+        for index, name in enumerate("abc"):
+            saved = Frame(black, source=f"{name}.png", stamp_ns=index, stamp_source="file", camera=name)
             sink.write(saved, Detections.empty((8, 8)))
     assert times_s(tmp_path / "out.mp4") == pytest.approx([0, 1 / 30, 2 / 30], abs=0.0001)
 
