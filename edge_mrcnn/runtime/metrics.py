@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections import deque
+import threading
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 
 @dataclass(frozen=True)
@@ -141,47 +143,75 @@ class RunStatus:
         return json.dumps(asdict(self), separators=(",", ":"))
 
 
-class LatencyRecorder:
-    """Collects latencies by stage; memory stays bounded however long it runs.
+@dataclass(frozen=True)
+class CameraSummary:
+    """What came of one camera in a whole run.
+
+    Attributes:
+        name: Of the camera, unique in the run.
+        uri: Where its frames came from, without credentials.
+        frames_in: Frames received.
+        frames_out: Frames that reached every sink that records.
+        dropped: Frames that nobody took in time, by the camera's `drop` policy.
+        damaged: Pictures or packets that could not be decoded.
+        reconnects: Connections made after the first.
+    """
+
+    name: str
+    uri: str
+    frames_in: int
+    frames_out: int
+    dropped: int
+    damaged: int
+    reconnects: int
+
+
+STAGES = ("wait", "pre", "infer", "post", "track", "sinks", "total")
+"""What a frame goes through: it waits for its turn, is letterboxed, goes through the network, its boxes are taken back
+to the picture and numbered, it is drawn and written. `total` is the time from receipt to the last sink: more than the
+sum where frames of a batch wait for each other."""
+
+
+class LatencyLog:
+    """What the last frames took, stage by stage. Memory is the same from the first frame on, however long it runs.
 
     Example:
-        >>> recorder = LatencyRecorder()
+        >>> log = LatencyLog()
         >>> for milliseconds in (1, 2, 3):
-        ...     recorder.add("infer", milliseconds * 1_000_000)
-        >>> recorder.percentiles("infer").p50
+        ...     log.add(0, done_ns=0, stages_ns=[milliseconds * 1_000_000] * 7)
+        >>> log.percentiles()["infer"].p50
         2.0
     """
 
     def __init__(self, window: int = 10_000) -> None:
-        """Keep the last `window` samples of each stage."""
-        self._window = window
-        self._samples: dict[str, deque[float]] = {}
+        """Keep the last `window` frames."""
+        self._rows = np.zeros((window, 2 + len(STAGES)), np.int64)
+        self._rows.fill(0)  # so that its pages are there from the start
+        self._count = 0
+        self._lock = threading.Lock()
 
-    def add(self, stage: str, duration_ns: float) -> None:
-        """Record one duration in nanoseconds."""
-        self._samples.setdefault(stage, deque(maxlen=self._window)).append(duration_ns)
+    def add(self, camera: int, done_ns: int, stages_ns: Sequence[int]) -> None:
+        """Record a frame of a camera, with the time when it was done, monotonic clock, and that of each stage."""
+        with self._lock:
+            self._rows[self._count % len(self._rows)] = (camera, done_ns, *stages_ns)
+            self._count += 1
 
-    def add_timings(self, timings: Timings) -> None:
-        """Record a detector's call as `pre`, `infer`, `post` and `detect` (their sum), per frame."""
-        count = max(timings.frames, 1)
-        self.add("pre", timings.pre_ns / count)
-        self.add("infer", timings.infer_ns / count)
-        self.add("post", timings.post_ns / count)
-        self.add("detect", timings.total_ns / count)
+    def since(self, begin_ns: int) -> npt.NDArray[np.int64]:
+        """Rows `(N, 2 + stages)` of the frames done since `begin_ns`: camera, when it was done, and each stage."""
+        with self._lock:
+            rows = self._rows[: self._count]
+            return rows[rows[:, 1] >= begin_ns]
 
-    @property
-    def stages(self) -> tuple[str, ...]:
-        """Stages in the order in which they were first recorded."""
-        return tuple(self._samples)
+    def percentiles(self, begin_ns: int = 0) -> dict[str, Percentiles]:
+        """Figures of every stage, in milliseconds, of the frames done since `begin_ns`; empty when there were none."""
+        rows = self.since(begin_ns)
+        return {stage: percentiles(rows[:, 2 + column]) for column, stage in enumerate(STAGES)} if len(rows) else {}
 
-    def percentiles(self, stage: str) -> Percentiles:
-        """Figures of one stage, in milliseconds."""
-        samples = np.array(self._samples.get(stage, ()), np.float64) / 1e6
-        if not len(samples):
-            return Percentiles(0, 0.0, 0.0, 0.0)
-        p50, p95 = np.percentile(samples, (50, 95))
-        return Percentiles(len(samples), float(samples.mean()), float(p50), float(p95))
 
-    def summary(self) -> dict[str, Percentiles]:
-        """Figures of every stage, in milliseconds."""
-        return {stage: self.percentiles(stage) for stage in self.stages}
+def percentiles(durations_ns: npt.ArrayLike) -> Percentiles:
+    """Figures of durations in nanoseconds, in milliseconds."""
+    samples = np.asarray(durations_ns, np.float64) / 1e6
+    if not len(samples):
+        return Percentiles(0, 0.0, 0.0, 0.0)
+    p50, p95 = np.percentile(samples, (50, 95))
+    return Percentiles(len(samples), float(samples.mean()), float(p50), float(p95))

@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
-import logging
-import queue
-import sys
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
 from edge_mrcnn.detections import Detections
-from edge_mrcnn.errors import StreamError
 from edge_mrcnn.frame import Frame
-from edge_mrcnn.runtime.annotate import AnnotateOptions, annotate
-from edge_mrcnn.runtime.detector import Detector, PendingDetections
-from edge_mrcnn.runtime.metrics import LatencyRecorder, Percentiles
+from edge_mrcnn.runtime.annotate import AnnotateOptions, Picture, annotate
+from edge_mrcnn.runtime.detector import Detector
+from edge_mrcnn.runtime.flow.batcher import Batcher
+from edge_mrcnn.runtime.flow.display import Show, display
+from edge_mrcnn.runtime.flow.monitor import Monitor, count_names
+from edge_mrcnn.runtime.flow.network import NetworkThread
+from edge_mrcnn.runtime.flow.outlet import Outlet
+from edge_mrcnn.runtime.flow.signals import catch_signals
+from edge_mrcnn.runtime.flow.supervisor import OnSinkError, Supervisor
+from edge_mrcnn.runtime.metrics import CameraSummary, Percentiles, SinkStatus
 from edge_mrcnn.runtime.sinks import Sink, open_sink
 from edge_mrcnn.runtime.sources import Source, open_source
-
-logger = logging.getLogger(__name__)
-
-_POLL_S = 0.2
-"""How long a thread waits before it looks whether the run is over."""
+from edge_mrcnn.runtime.uri import camera_name
 
 
 @dataclass(frozen=True)
@@ -57,10 +54,22 @@ class RunOptions:
     """Write masks into JSON lines, as COCO RLE."""
 
     fps: float | None = None
-    """Frames per second of videos written; the first source's when not given, 30 where it has none."""
+    """Constant rate of videos written, in frames per second; the frames' own pace when not given."""
 
     strict: bool = False
     """Stop at the first picture that cannot be read, rather than skip it with a warning."""
+
+    track: bool | None = None
+    """Number what is seen, the same number for the same thing from frame to frame; by default in videos and of
+    cameras, not in pictures."""
+
+    on_sink_error: OnSinkError = "stop"
+    """What becomes of the run when a sink that records fails, as on a full disk. A window or page that fails never
+    ends it, unless no other sink is left."""
+
+    status: Show = "auto"
+    """What is shown on stderr each second: `line`, `json` or nothing (`off`). `auto`: of cameras a line on a terminal
+    and JSON elsewhere; of files a progress bar on a terminal and nothing elsewhere."""
 
     def __post_init__(self) -> None:
         """Check the ranges.
@@ -77,6 +86,11 @@ class RunOptions:
                 raise ValueError(f"RunOptions.{name} must be at least {least}, got {value}")
         if self.fps is not None and self.fps <= 0:
             raise ValueError(f"RunOptions.fps must be positive, got {self.fps}")
+        for name, kind in (("on_sink_error", OnSinkError), ("status", Show)):
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(
+                    f"RunOptions.{name} must be {' or '.join(get_args(kind))}, got {getattr(self, name)!r}"
+                )
 
 
 @dataclass(frozen=True)
@@ -89,12 +103,15 @@ class RunSummary:
         frames: Frames processed.
         seconds: From the first frame asked for to the last one written.
         fps: Frames per second over all of that.
-        latency_ms: Milliseconds per frame of each stage: `pre`, `infer`, `post`, `detect` (their sum) and `sinks`
-            (drawing and writing). With a GPU, whose work overlaps the sinks', `infer` is what was still waited for.
+        latency_ms: Milliseconds per frame of each stage of the last 10 000 frames: `wait` (from receipt to the
+            network's turn), `pre`, `infer`, `post`, `track`, `sinks` (drawing and writing) and `total` (from receipt to
+            the last sink). With a GPU, whose work overlaps with other stages, `infer` is what was still waited for.
         detections: Detections by class name.
         skipped: Pictures that could not be read.
         outputs: URIs of the sinks.
-        interrupted: Ctrl-C ended the run; files are finished all the same.
+        interrupted: A signal or the caller ended the run; files are finished all the same.
+        cameras: What came of each camera, in the order of the sources.
+        sinks: What came of each sink.
     """
 
     model: str
@@ -107,6 +124,8 @@ class RunSummary:
     skipped: int = 0
     outputs: tuple[str, ...] = ()
     interrupted: bool = False
+    cameras: tuple[CameraSummary, ...] = ()
+    sinks: tuple[SinkStatus, ...] = ()
 
     def to_json(self) -> str:
         """The summary as indented JSON."""
@@ -122,8 +141,13 @@ class RunSummary:
             rows += [f"{stage:<12}{found.p50:8.1f}{found.p95:8.1f}" for stage, found in self.latency_ms.items()]
         if self.detections:
             rows.append("found: " + ", ".join(f"{count} {name}" for name, count in self.detections.items()))
-        rows += [f"wrote {uri}" for uri in self.outputs]
-        return rows
+        if any(camera.dropped or camera.reconnects or camera.damaged for camera in self.cameras):
+            rows.append(f"{'camera':<20}{'in':>9}{'out':>9}{'dropped':>9}{'damaged':>9}{'reconnects':>12}")
+            rows += [
+                f"{one.name:<20}{one.frames_in:9}{one.frames_out:9}{one.dropped:9}{one.damaged:9}{one.reconnects:12}"
+                for one in self.cameras
+            ]
+        return rows + [_tell_sink(sink) for sink in self.sinks]
 
 
 def run_pipeline(
@@ -131,12 +155,19 @@ def run_pipeline(
     sources: Sequence[Source | str | Path],
     sinks: Sequence[Sink | str | Path] = (),
     options: RunOptions | None = None,
+    *,
+    stop: threading.Event | None = None,
 ) -> RunSummary:
-    """Take every frame of the sources, one source after the other, through a detector into the sinks.
+    """Take frames of the sources through a detector into the sinks, until the sources end or somebody ends the run.
 
-    The next frames are read while the network runs; on a GPU, which works on its own, the network also runs while the
-    frames before are drawn and written. Frames are annotated only where a sink wants pictures, once for
-    all sinks. Ctrl-C ends the run with its files finished. On a terminal a progress bar is shown.
+    Live sources are read all at once, and of each the newest frame is taken; files come one after the other, frame by
+    frame. Reading, the network and each sink have threads of their own. Sinks that record get every frame, and when one
+    is too slow everything waits for it, so that cameras drop frames; views miss frames instead. A frame is annotated
+    only where a sink wants pictures, once for all sinks.
+
+    SIGINT (Ctrl-C), SIGTERM, `stop`, or a person who closes a window end the run as the end of the files does: what was
+    read is written, files are finished. A second signal ends the process at once. Handlers are installed in the main
+    thread only, and for the time of the run.
 
     Args:
         detector: A detector, which keeps its own threshold, batch and threads, or a model to open with those of the
@@ -144,18 +175,20 @@ def run_pipeline(
         sources: Sources or their URIs. What is opened here is closed here.
         sinks: Sinks or their URIs. Open ones are left open: the caller finishes them.
         options: How the run goes.
+        stop: Ends the run when it is set, from any thread.
 
     Returns:
         What was done.
 
     Raises:
         EngineError: The network cannot run.
-        StreamError: A source cannot be read or a sink cannot be written; files begun here are removed, except that
-            those of a camera that breaks off are finished first.
+        StreamError: A source cannot be opened, a file cannot be read to its end, or a sink that records cannot be
+            written. What was read before is written first, and recordings are kept. A camera that is lost raises
+            nothing: it is connected to again, for ever.
         ValueError: There is no source, or a URI is unknown.
 
     Example:
-        >>> summary = run_pipeline("model.onnx", ["clip.mp4"], ["out.mp4"])  # doctest: +SKIP
+        >>> summary = run_pipeline("model.onnx", ["clip.mp4"], ["out.mkv"])  # doctest: +SKIP
         >>> print(f"{summary.frames} frames, {summary.fps:.1f} fps")  # doctest: +SKIP
     """
     options = options or RunOptions()
@@ -167,178 +200,85 @@ def run_pipeline(
             detector = stack.enter_context(
                 Detector(detector, threshold=options.threshold, batch=options.batch, threads=options.threads)
             )
-        fps = options.fps or next((source.fps for source in opened if source.fps), None)
-        targets = [stack.enter_context(_as_sink(sink, detector, fps, options)) for sink in sinks]
-        run = _Run(detector, opened, targets, options)
-        try:
-            run.loop()
-        except KeyboardInterrupt:
-            run.interrupted = True
-            logger.warning("interrupted: finishing the files")
-        except StreamError:
-            if run.camera_lost:  # what was recorded up to here is worth keeping
-                stack.close()
-            raise
-        return run.summary()
+        names = unique_names([source.name for source in opened])
+        monitor = Monitor(detector, opened, names)
+        wake = threading.Event()
+        for sink in sinks:
+            stack.enter_context(_outlet(sink, monitor, wake, options))
+        tracked = frozenset(name for source, name in zip(opened, names, strict=True) if _is_tracked(source, options))
+        supervisor = _assemble(detector, Batcher(opened, names), monitor, tracked, wake, options)
+        begin = time.perf_counter()
+        live = any(source.live for source in opened)
+        with (
+            catch_signals() as caught,
+            display(options.status, monitor, live=live, total=_total(opened, options.max_frames)) as tick,
+        ):
+            supervisor.run(caught, stop, tick)
+        return _summary(monitor, opened, time.perf_counter() - begin, supervisor.interrupted)
 
 
-class _Run:
-    """One run: the state of the loop, and what it has counted."""
+def unique_names(names: Sequence[str]) -> list[str]:
+    """Names of cameras that are fit for files and topics, each only once.
 
-    def __init__(
-        self, detector: Detector, sources: Sequence[Source], sinks: Sequence[Sink], options: RunOptions
-    ) -> None:
-        self.interrupted = False
-        self.camera_lost = False
-        self._detector = detector
-        self._sources = sources
-        self._sinks = sinks
-        self._options = options
-        self._annotate = AnnotateOptions(masks=options.masks, mask_threshold=options.mask_threshold)
-        self._latency = LatencyRecorder()
-        self._counts: Counter[str] = Counter()
-        self._frames = self._taken = 0
-        self._error: StreamError | None = None
-        self._begin = self._end = time.perf_counter()
+    Example:
+        >>> unique_names(["front", "Front", "rear"])
+        ['front', 'front_2', 'rear']
+    """
+    used: set[str] = set()
+    found = []
+    for name in names:
+        base = unique = camera_name(name)
+        number = 1
+        while unique in used:
+            number += 1
+            unique = f"{base}_{number}"
+        used.add(unique)
+        found.append(unique)
+    return found
 
-    def loop(self) -> None:
-        self._begin = time.perf_counter()
-        live = any(source.live for source in self._sources)
-        ahead = 1 if self._detector.overlaps and not live else 0  # of a camera, every frame is wanted at once
-        waiting: deque[tuple[list[Frame], PendingDetections]] = deque()
-        with _progress(self._total()) as advance, _ReadAhead(self._sources, 2 * self._detector.batch) as frames:
-            while not any(sink.wants_stop for sink in self._sinks):
-                batch = self._take(frames)
-                if batch:
-                    waiting.append((batch, self._detector.submit(batch)))
-                if not waiting:
-                    break
-                if not batch or len(waiting) > ahead:
-                    advance(self._process(*waiting.popleft()))
-        self._end = time.perf_counter()
 
-    def _take(self, frames: _ReadAhead) -> list[Frame]:
-        """Frames of the next batch; none at the end, and an error after the last frame before it is written."""
-        room = self._detector.batch
-        if self._options.max_frames is not None:
-            room = min(room, self._options.max_frames - self._taken)
-        if self._error is None:
-            try:
-                batch = frames.take(room)
-                self._taken += len(batch)
-                return batch
-            except StreamError as error:
-                self.camera_lost = any(source.live for source in self._sources)
-                self._error = error
-        if self._frames == self._taken:
-            raise self._error
-        return []
+def _assemble(
+    detector: Detector,
+    batcher: Batcher,
+    monitor: Monitor,
+    tracked: frozenset[str],
+    wake: threading.Event,
+    options: RunOptions,
+) -> Supervisor:
+    """Connect the parts of a run."""
+    look = AnnotateOptions(masks=options.masks, mask_threshold=options.mask_threshold)
 
-    def _process(self, batch: list[Frame], pending: PendingDetections) -> int:
-        found, timings = pending.result()
-        self._latency.add_timings(timings)
-        for frame, detections in zip(batch, found, strict=True):
-            kept = detections if self._options.masks else replace(detections, mask=None)
-            begin = time.perf_counter_ns()
-            self._write(frame, kept)
-            self._latency.add("sinks", time.perf_counter_ns() - begin)
-            self._counts.update(self._name(int(label)) for label in kept.class_id)
-            self._frames += 1
-            self._end = time.perf_counter()
-        return len(batch)
+    def draw(frame: Frame, detections: Detections) -> Picture:
+        return annotate(frame, detections, detector.class_names, look)
 
-    def _write(self, frame: Frame, detections: Detections) -> None:
-        draw = functools.cache(
-            lambda: annotate(frame, detections, self._detector.class_names, self._annotate)  # once for all sinks
+    monitor.watch(batcher.lanes)
+    network = NetworkThread(
+        detector,
+        batcher,
+        monitor.deliver,
+        draw=draw,
+        masks=options.masks,
+        max_frames=options.max_frames,
+        tracked=tracked,
+        wake=wake,
+    )
+    return Supervisor(batcher, network, monitor.outlets, wake, options.on_sink_error)
+
+
+def _outlet(sink: Sink | str | Path, monitor: Monitor, wake: threading.Event, options: RunOptions) -> Outlet:
+    own = isinstance(sink, (str, Path))
+    if isinstance(sink, (str, Path)):
+        sink = open_sink(
+            sink,
+            class_names=monitor.class_names,
+            fps=options.fps,
+            rle=options.rle,
+            mask_threshold=options.mask_threshold,
+            status=monitor.status,
         )
-        for sink in self._sinks:
-            sink.write(frame, detections, draw if sink.wants_picture else None)
-
-    def _name(self, label: int) -> str:
-        names = self._detector.class_names
-        return names[label] if 0 <= label < len(names) else f"class {label}"
-
-    def _total(self) -> int | None:
-        lengths = [source.length for source in self._sources]
-        total = None if None in lengths else sum(length or 0 for length in lengths)
-        limit = self._options.max_frames
-        return total if limit is None else limit if total is None else min(total, limit)
-
-    def summary(self) -> RunSummary:
-        seconds = self._end - self._begin
-        return RunSummary(
-            model=self._detector.spec.name,
-            backend=self._detector.backend,
-            frames=self._frames,
-            seconds=seconds,
-            fps=self._frames / seconds if self._frames and seconds else 0.0,
-            latency_ms=self._latency.summary(),
-            detections=dict(self._counts.most_common()),
-            skipped=sum(source.skipped for source in self._sources),
-            outputs=tuple(sink.uri for sink in self._sinks),
-            interrupted=self.interrupted,
-        )
-
-
-class _ReadAhead:
-    """Reads sources in a thread, a few frames ahead; what the thread raises is raised by `take`."""
-
-    def __init__(self, sources: Sequence[Source], depth: int) -> None:
-        self._sources = sources
-        self._queue: queue.Queue[Frame | BaseException | None] = queue.Queue(depth)
-        self._over = threading.Event()
-        self._end: BaseException | bool = False
-        self._thread = threading.Thread(target=self._read, name="edge-mrcnn-read-ahead", daemon=True)
-
-    def take(self, count: int) -> list[Frame]:
-        """The next `count` frames, fewer at the end; an error is raised after the last frame before it."""
-        frames: list[Frame] = []
-        while len(frames) < count and not self._end:
-            item = self._queue.get()
-            if isinstance(item, Frame):
-                frames.append(item)
-            else:
-                self._end = item or True
-        if isinstance(self._end, BaseException) and not frames:
-            raise self._end
-        return frames
-
-    def _read(self) -> None:
-        try:
-            for source in self._sources:
-                for frame in source:
-                    if not self._put(frame):
-                        return
-            self._put(None)
-        except Exception as error:  # carried over to the thread that takes
-            self._put(error)
-
-    def _put(self, item: Frame | BaseException | None) -> bool:
-        while not self._over.is_set():
-            with contextlib.suppress(queue.Full):
-                self._queue.put(item, timeout=_POLL_S)
-                return True
-        return False
-
-    def __enter__(self) -> _ReadAhead:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-
-@contextlib.contextmanager
-def _progress(total: int | None) -> Iterator[Any]:
-    """A progress bar on a terminal, nothing elsewhere; gives what to call with the number of frames done."""
-    if not sys.stderr.isatty():
-        yield lambda count: None
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=total, unit=" frames", dynamic_ncols=True) as bar:
-        yield bar.update
+    outlet = Outlet(sink, own, monitor.settle, wake)
+    monitor.outlets.append(outlet)
+    return outlet
 
 
 def _as_source(source: Source | str | Path, options: RunOptions) -> contextlib.AbstractContextManager[Source]:
@@ -347,11 +287,40 @@ def _as_source(source: Source | str | Path, options: RunOptions) -> contextlib.A
     return contextlib.nullcontext(source)
 
 
-def _as_sink(
-    sink: Sink | str | Path, detector: Detector, fps: float | None, options: RunOptions
-) -> contextlib.AbstractContextManager[Sink]:
-    if isinstance(sink, (str, Path)):
-        return open_sink(
-            sink, class_names=detector.class_names, fps=fps, rle=options.rle, mask_threshold=options.mask_threshold
-        )
-    return contextlib.nullcontext(sink)
+def _is_tracked(source: Source, options: RunOptions) -> bool:
+    """Whether detections are numbered; pictures one by one have nothing to follow."""
+    return options.track if options.track is not None else source.live or source.fps is not None
+
+
+def _total(sources: Sequence[Source], limit: int | None) -> int | None:
+    """Frames to come, None where that is unknown."""
+    lengths = [source.length for source in sources]
+    total = None if None in lengths else sum(length or 0 for length in lengths)
+    return total if limit is None else limit if total is None else min(total, limit)
+
+
+def _summary(monitor: Monitor, sources: Sequence[Source], seconds: float, interrupted: bool) -> RunSummary:
+    status = monitor.status()
+    return RunSummary(
+        model=status.model,
+        backend=status.backend,
+        frames=monitor.frames,
+        seconds=seconds,
+        fps=monitor.frames / seconds if monitor.frames and seconds else 0.0,
+        latency_ms=monitor.latency.percentiles(),
+        detections=count_names(monitor.found, monitor.class_names),
+        skipped=sum(source.skipped for source in sources),
+        outputs=tuple(sink.uri for sink in monitor.sinks()),
+        interrupted=interrupted,
+        cameras=monitor.cameras(),
+        sinks=monitor.sinks(),
+    )
+
+
+def _tell_sink(sink: SinkStatus) -> str:
+    if sink.kind == "record":
+        return f"wrote {sink.uri}" + (f", until it failed: {sink.error}" if sink.error else "")
+    missed = f", {sink.dropped} missed" if sink.dropped else ""
+    return f"showed {sink.written} frames on {sink.uri}{missed}" + (
+        f", until it failed: {sink.error}" if sink.error else ""
+    )

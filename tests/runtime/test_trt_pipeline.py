@@ -67,6 +67,7 @@ def test_a_camera_is_not_kept_waiting(
     engine: Path, gpu: FakeGpu, order: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pattern.PatternSource, "live", True)
+    monkeypatch.setattr(pattern.PatternSource, "drop", "never")
     run_pipeline(engine, ["test://96x64?frames=3"])
     assert "".join(order) == "srsrsr"
     gpu.check()
