@@ -7,7 +7,18 @@
 | `photos/*.png` | a glob (quoted, or the shell expands it) |
 | `clip.mp4` | a video file |
 | `/dev/video0`, `v4l2:///dev/video0?width=1280&height=720&fps=30&fourcc=MJPG` | a camera of this machine |
+| `rtsp://user:password@host/path?transport=tcp`, `rtsps://` | a network camera; `transport=udp` on request |
+| `http://host/video.mjpg`, `https://` | Motion JPEG, MPEG-TS, HLS and what else FFmpeg reads over HTTP |
+| `csi://0?width=1280&height=720&fps=30` | a CSI camera of a Jetson |
+| `gst://v4l2src device=/dev/video0 ! videoconvert` | a camera by a GStreamer pipeline of your own |
 | `test://640x480?frames=30&fps=30&seed=0` | a moving test pattern, width x height |
+
+Cameras take these options too: `name` (what it is called in records, topics and on pages; made from the host or the device
+when not given), `frame_id` (its coordinate frame in ROS), `drop` (`auto` and `oldest`: who is slow gets the newest
+frame; `never`: the camera waits), `timeout_s` (5: a camera that gives nothing for so long counts as lost). What else
+stands in the query of `rtsp://` and `http://` is the server's. A path without a scheme has no query.
+
+Other packages add schemes by `register_source` or the entry points `edge_mrcnn.sources`.
 """
 
 from __future__ import annotations
