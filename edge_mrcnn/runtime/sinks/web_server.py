@@ -22,6 +22,7 @@ from edge_mrcnn.runtime.sinks.web_streams import Streams
 
 with contextlib.suppress(ModuleNotFoundError):  # web.py says how to install it
     from aiohttp import web
+    from aiohttp.http import HttpProcessingError
 
 logger = logging.getLogger(__name__)
 
@@ -91,8 +92,13 @@ class PageServer:
             self._listener.close()
 
     async def _serve(self) -> None:
-        # No access log: it would hold tokens. handler_cancellation: a stream ends when its client leaves.
-        runner = web.AppRunner(self._make_app(), access_log=None, handler_cancellation=True, shutdown_timeout=0.5)
+        runner = web.AppRunner(
+            self._make_app(),
+            access_log=None,  # it would hold tokens
+            logger=_log_of_requests(),
+            handler_cancellation=True,  # a stream ends when its client leaves
+            shutdown_timeout=0.5,
+        )
         await runner.setup()
 
         accept = runner.server
@@ -121,8 +127,8 @@ class PageServer:
             web.post("/", self._index),
             web.get("/page/{name}", self._file),
             web.get("/live", self._streams.page),
-            web.get("/cameras/{name}.mjpeg", lambda request: self._streams.mjpeg(request, request.match_info["name"])),
-            web.get("/cameras/{name}.jpg", lambda request: self._streams.still(request, request.match_info["name"])),
+            web.get("/cameras/{name}.mjpeg", self._streams.mjpeg),
+            web.get("/cameras/{name}.jpg", self._streams.still),
             web.get("/status.json", self._status),
             web.get("/metrics", self._metrics),
             web.get("/healthz", self._health),
@@ -157,6 +163,14 @@ class _TurnAway(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport.close()
+
+
+def _log_of_requests() -> logging.Logger:
+    """A log of our mistakes alone: of a client's, aiohttp would log the whole request, with the token."""
+    log = logging.getLogger(f"{__name__}.requests")
+    if not log.filters:
+        log.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError)))
+    return log
 
 
 def _read_page() -> dict[str, bytes]:

@@ -60,9 +60,9 @@ class Streams:
         for task in self._open:
             task.cancel()
 
-    async def still(self, request: web.Request, camera: str) -> web.Response:
+    async def still(self, request: web.Request) -> web.Response:
         """The newest picture of a camera."""
-        self._check_known(camera)
+        camera = self._camera_of(request)
         try:
             with self._pictures.watching():
                 _, jpeg = await asyncio.wait_for(self._pictures.newer(camera), _STILL_TIMEOUT_S)
@@ -70,9 +70,9 @@ class Streams:
             raise web.HTTPServiceUnavailable(text=f"camera {camera} has sent no picture yet\n") from error
         return web.Response(body=jpeg, content_type="image/jpeg")
 
-    async def mjpeg(self, request: web.Request, camera: str) -> web.StreamResponse:
+    async def mjpeg(self, request: web.Request) -> web.StreamResponse:
         """Pictures of a camera without end, as `multipart/x-mixed-replace`."""
-        self._check_known(camera)
+        camera = self._camera_of(request)
         content_type = f"multipart/x-mixed-replace; boundary={_BOUNDARY}"
         response = web.StreamResponse(headers={"Content-Type": content_type})
         async with self._viewer(request):
@@ -115,10 +115,12 @@ class Streams:
         finally:
             self._open.discard(task)
 
-    def _check_known(self, camera: str) -> None:
+    def _camera_of(self, request: web.Request) -> str:
+        camera = request.match_info["name"]
         names = [known.name for known in self._board.run.cameras]
         if camera not in names:
             raise web.HTTPNotFound(text=f"there is no camera {camera!r}; there are: {', '.join(names) or 'none yet'}\n")
+        return camera
 
 
 class _PageView:

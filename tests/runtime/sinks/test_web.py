@@ -1,0 +1,612 @@
+"""The live page's server: what it serves, to whom, and what a bad client costs."""
+
+import asyncio
+import contextlib
+import http.client
+import json
+import logging
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from edge_mrcnn.errors import StreamError
+from edge_mrcnn.runtime.metrics import RunStatus, SinkStatus
+from edge_mrcnn.runtime.sinks import open_sink
+from edge_mrcnn.runtime.sinks.web import WebSink
+from tests.runtime.sinks.web_client import (
+    NAMES,
+    Stream,
+    camera,
+    descriptors,
+    found,
+    frame,
+    get,
+    open_page,
+    run_of,
+    wait_until,
+)
+
+pytest.importorskip("aiohttp", reason="aiohttp, which serves the live page, is not installed")
+pytest.importorskip("prometheus_client", reason="prometheus_client, which writes the metrics, is not installed")
+
+from edge_mrcnn.runtime.sinks import web_server, web_status, web_streams
+
+TOKEN = "a-token-of-more-than-16-characters"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look at the run often, and no token from outside."""
+    monkeypatch.setattr(web_status, "SAMPLE_S", 0.05)
+    monkeypatch.delenv("EDGE_MRCNN_TOKEN", raising=False)
+
+
+@pytest.fixture
+def page() -> Iterator[WebSink]:
+    with open_page() as sink:
+        sink.write(frame(), found())
+        wait_for_camera(sink)
+        yield sink
+
+
+def wait_for_camera(sink: WebSink, count: int = 1) -> dict[str, Any]:
+    def enough() -> dict[str, Any] | None:
+        status = read_status(sink)
+        return status if len(status["cameras"]) >= count else None
+
+    return wait_until(enough, f"{count} cameras in the status")
+
+
+def read_status(sink: WebSink) -> dict[str, Any]:
+    code, _, body = get(sink.url, "/status.json")
+    assert code == 200
+    return json.loads(body)
+
+
+def decode(jpeg: bytes) -> np.ndarray[Any, Any]:
+    return cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+
+
+# What is served
+
+
+def test_the_page_and_its_files(page: WebSink) -> None:
+    code, headers, body = get(page.url, "/")
+    assert code == 200
+    assert headers["content-type"].startswith("text/html")
+    assert b"page/page.js" in body
+    for name, kind in (("page.js", "javascript"), ("page.css", "text/css"), ("icon.svg", "image/svg+xml")):
+        code, headers, body = get(page.url, f"/page/{name}")
+        assert (code, bool(body)) == (200, True)
+        assert kind in headers["content-type"]
+    assert get(page.url, "/page/..%2fweb.py")[0] == 404
+    assert get(page.url, "/page/nothing")[0] == 404
+
+
+@pytest.mark.parametrize("path", ["/", "/page/page.js", "/status.json", "/metrics", "/cameras/front.jpg", "/nothing"])
+def test_every_answer_forbids_what_the_page_does_not_need(page: WebSink, path: str) -> None:
+    _, headers, _ = get(page.url, path)
+    assert "default-src 'none'" in headers["content-security-policy"]
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["cross-origin-resource-policy"] == "same-origin"
+    assert headers["server"] == "edge-mrcnn"
+
+
+def test_the_page_needs_nothing_from_elsewhere(page: WebSink) -> None:
+    for path in ("/", "/page/page.js", "/page/page.css", "/page/login.html", "/page/icon.svg"):
+        text = get(page.url, path)[2].decode().replace("http://www.w3.org/2000/svg", "")
+        assert "http://" not in text
+        assert "https://" not in text
+        assert "style=" not in text  # the policy would ignore it
+        assert "onclick=" not in text
+
+
+def test_a_still_is_the_newest_picture(page: WebSink) -> None:
+    page.write(frame(200), found(labels=()))
+    code, headers, body = get(page.url, "/cameras/front.jpg")
+    assert (code, headers["content-type"]) == (200, "image/jpeg")
+    picture = decode(body)
+    assert picture.shape == (48, 64, 3)
+    assert abs(float(picture.mean()) - 200) < 3
+
+
+def test_the_picture_given_is_shown_in_its_colours(page: WebSink) -> None:
+    red = np.zeros((48, 64, 3), np.uint8)
+    red[:] = (255, 0, 0)
+    page.write(frame(), found(), red)
+    blue, green, red_part = decode(get(page.url, "/cameras/front.jpg")[2]).reshape(-1, 3).mean(axis=0)
+    assert red_part > 240
+    assert max(blue, green) < 15
+
+
+def test_wide_pictures_are_made_smaller() -> None:
+    with open_page("?width=32&quality=50") as sink:
+        sink.write(frame(), found())
+        wait_for_camera(sink)
+        assert decode(get(sink.url, "/cameras/front.jpg")[2]).shape == (24, 32, 3)
+
+
+def test_an_unknown_camera_is_named(page: WebSink) -> None:
+    for path in ("/cameras/left.jpg", "/cameras/left.mjpeg"):
+        code, _, body = get(page.url, path)
+        assert code == 404
+        assert b"'left'; there are: front" in body
+
+
+def test_a_camera_without_pictures_answers_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web_streams, "_STILL_TIMEOUT_S", 0.1)
+    with open_page(status=lambda: run_of(camera("front", "connecting"))) as sink:
+        code, _, body = get(sink.url, "/cameras/front.jpg")
+    assert code == 503
+    assert b"no picture yet" in body
+
+
+def test_a_stream_has_the_newest_pictures(page: WebSink) -> None:
+    with Stream(page.url) as stream:
+        stream.read()
+        for level in (20, 120, 220):
+            page.write(frame(level), found(labels=()))
+            assert abs(float(decode(stream.read()).mean()) - level) < 3
+
+
+def test_the_last_picture_is_repeated(page: WebSink, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web_streams, "_REPEAT_S", 0.05)
+    with Stream(page.url) as stream:
+        assert stream.read() == stream.read()
+
+
+def test_nothing_is_drawn_for_nobody_and_once_for_all(page: WebSink) -> None:
+    drawn = []
+
+    def draw(level: int) -> np.ndarray[Any, Any]:
+        drawn.append(level)
+        return np.full((48, 64, 3), level, np.uint8)
+
+    assert not page.wants_picture
+    page.write(frame(), found(), lambda: draw(10))
+    with Stream(page.url) as first, Stream(page.url) as second:
+        first.read(), second.read()
+        assert page.wants_picture
+        assert drawn == [10]
+        page.write(frame(), found(), lambda: draw(20))
+        assert first.read() == second.read()
+        assert drawn == [10, 20]
+    wait_until(lambda: not page.wants_picture, "viewers to have left")
+    for level in range(30, 40):
+        page.write(frame(), found(), lambda level=level: draw(level))
+    assert drawn == [10, 20]
+    get(page.url, "/cameras/front.jpg")
+    assert drawn == [10, 20, 39]
+
+
+# Status
+
+
+def test_without_a_run_the_sink_tells_what_it_sees(page: WebSink) -> None:
+    for index in range(5):
+        page.write(frame(index=index), found(labels=(1, 1, 2)))
+        page.write(frame(camera="left", size=(24, 32)), found((24, 32), labels=(7,)))
+    status = wait_for_camera(page, 2)
+    status = wait_until(lambda: (now := read_status(page))["cameras"][0]["frames_in"] == 6 and now, "six frames")
+    front, left = status["cameras"]
+    assert (front["name"], front["state"], front["counts"]) == ("front", "live", {"mug": 2, "bowl": 1})
+    assert (left["name"], left["image_hw"], left["counts"]) == ("left", [24, 32], {"class 7": 1})
+    assert front["latency_ms"]["count"] > 0
+    assert status["healthy"] is True
+    assert set(status["colors"]) == set(NAMES)
+
+
+def test_without_a_run_silence_is_a_lost_camera(page: WebSink, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web_status, "_WINDOW_S", 0.2)
+    wait_until(lambda: read_status(page)["cameras"][0]["state"] == "lost", "the camera to be lost")
+    code, _, body = get(page.url, "/healthz")
+    assert code == 503
+    assert "camera front is lost" in json.loads(body)["problems"][0]
+    page.write(frame(), found())
+    wait_until(lambda: get(page.url, "/healthz")[0] == 200, "the camera to be back")
+
+
+class ChangingRun:
+    """A status that the test changes."""
+
+    def __init__(self, now: RunStatus) -> None:
+        self.now = now
+
+    def __call__(self) -> RunStatus:
+        return self.now
+
+
+def test_a_lost_camera_and_a_failed_sink_make_the_health_bad() -> None:
+    run = ChangingRun(run_of(camera("front"), camera("left", "ended")))
+    with open_page(status=run) as sink:
+        assert get(sink.url, "/healthz")[0] == 200
+        full = SinkStatus("out.mkv", "record", 100, 0, "No space left on device")
+        run.now = run_of(camera("front", "lost", "no packet for 5 s"), sinks=(full,))
+        wait_until(lambda: get(sink.url, "/healthz")[0] == 503, "bad health")
+        answer = json.loads(get(sink.url, "/healthz")[2])
+    assert answer["healthy"] is False
+    assert answer["problems"][0].startswith("camera front is lost for 0 s: no packet for 5 s")
+    assert answer["problems"][1] == "sink out.mkv failed: No space left on device"
+
+
+def test_the_status_tells_since_when_and_the_past() -> None:
+    run = ChangingRun(run_of(camera("front")))
+    with open_page(status=run) as sink:
+        wait_until(lambda: len(read_status(sink)["cameras"][0]["history"]["fps"]) > 3, "a history")
+        before = read_status(sink)["cameras"][0]
+        run.now = run_of(camera("front", "lost"))
+        wait_until(lambda: read_status(sink)["cameras"][0]["state"] == "lost", "the loss to show")
+        after = read_status(sink)["cameras"][0]
+    assert set(before["history"]["fps"]) == {12.5}
+    assert set(before["history"]["latency_ms"]) == {40.0}
+    assert after["since_s"] < before["since_s"] + 0.2
+
+
+def test_a_status_that_raises_leaves_the_last_one(caplog: pytest.LogCaptureFixture) -> None:
+    calls = []
+
+    def status() -> RunStatus:
+        calls.append(1)
+        if len(calls) > 1:
+            raise RuntimeError("no status today")
+        return run_of(camera("front"))
+
+    with open_page(status=status) as sink:
+        wait_until(lambda: len(calls) > 4, "a few looks")
+        assert read_status(sink)["cameras"][0]["name"] == "front"
+    assert sum("does not tell its status" in record.message for record in caplog.records) == 1
+
+
+def test_prometheus_reads_the_metrics() -> None:
+    from prometheus_client.parser import text_string_to_metric_families
+
+    status = run_of(
+        camera("front", counts={"mug": 2}),
+        camera("left", "lost"),
+        sinks=(
+            SinkStatus("out.mkv", "record", 100, 0, ""),
+            SinkStatus("mjpeg://127.0.0.1:1", "view", 90, 10, "broken"),
+        ),
+    )
+    with open_page(status=lambda: status) as sink:
+        code, headers, body = get(sink.url, "/metrics")
+    assert code == 200
+    assert headers["content-type"].startswith("text/plain; version=")
+    samples = {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(body.decode())
+        for sample in family.samples
+    }
+    assert samples["edge_mrcnn_frames_total", "front"] == 100
+    assert samples["edge_mrcnn_frames_received_total", "front"] == 110
+    assert samples["edge_mrcnn_frames_dropped_total", "front"] == 7
+    assert samples["edge_mrcnn_frames_damaged_total", "front"] == 2
+    assert samples["edge_mrcnn_reconnects_total", "front"] == 3
+    assert samples["edge_mrcnn_camera_state", "left", "lost"] == 1
+    assert samples["edge_mrcnn_camera_state", "left", "live"] == 0
+    assert samples["edge_mrcnn_latency_seconds", "0.95", "front"] == 0.06
+    assert samples["edge_mrcnn_stage_seconds", "0.5", "infer"] == 0.03
+    assert ("edge_mrcnn_stage_seconds", "0.5", "track") not in samples  # nothing was measured
+    assert samples["edge_mrcnn_detections", "front", "mug"] == 2
+    assert samples["edge_mrcnn_sink_frames_dropped_total", "mjpeg://127.0.0.1:1", "view"] == 10
+    assert samples["edge_mrcnn_sink_failed", "mjpeg://127.0.0.1:1", "view"] == 1
+    assert samples["edge_mrcnn_sink_failed", "out.mkv", "record"] == 0
+    assert samples["edge_mrcnn_healthy",] == 0
+    assert samples["edge_mrcnn_info", "onnxruntime-cpu", "tabletop"] == 1
+    assert samples["process_resident_memory_bytes",] > 1e6
+
+
+# Who may see it
+
+
+def test_a_token_is_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    with open_page(f"?token={TOKEN}") as sink:
+        sink.write(frame(), found())
+        for path in ("/", "/status.json", "/metrics", "/healthz", "/live", "/cameras/front.jpg", "/page/page.js"):
+            assert get(sink.url, path)[0] == 401, path
+            assert get(sink.url, f"{path}?token=wrong")[0] == 401, path
+            assert get(sink.url, path, {"Authorization": "Bearer wrong"})[0] == 401, path
+            assert get(sink.url, path, {"Cookie": f"edge_mrcnn_{sink.url.split(':')[2][:-1]}={TOKEN}"})[0] == 401, path
+        assert b"<form" in get(sink.url, "/")[2]
+        assert get(sink.url, "/metrics", {"Authorization": f"Bearer {TOKEN}"})[0] == 200
+        assert get(sink.url, f"/status.json?token={TOKEN}")[0] == 200
+        for broken in (
+            f"GET /?token={TOKEN} HTTP/9.9\r\n\r\n",
+            f"GET /?token={TOKEN} b c\r\n\r\n",
+            f"G{TOKEN}\x01\r\n\r\n",
+        ):
+            with ask(sink, broken) as client:
+                client.recv(100)
+        assert TOKEN not in sink.uri + sink.url
+    assert TOKEN not in caplog.text
+
+
+@pytest.mark.parametrize("way", ["link", "form"])
+def test_the_token_is_changed_for_a_cookie(way: str) -> None:
+    with open_page(f"?token={TOKEN}") as sink:
+        if way == "link":
+            code, headers, _ = get(sink.url, f"/?token={TOKEN}")
+        else:
+            kind = {"Content-Type": "application/x-www-form-urlencoded", "Origin": sink.url.rstrip("/")}
+            assert get(sink.url, "/", kind, "POST", "token=wrong")[0] == 401
+            code, headers, _ = get(sink.url, "/", kind, "POST", f"token={TOKEN}")
+        assert (code, headers["location"]) == (303, ".")
+        cookie = headers["set-cookie"]
+        assert "HttpOnly" in cookie
+        assert "SameSite=Lax" in cookie
+        assert TOKEN not in cookie
+        sent = {"Cookie": cookie.partition(";")[0]}
+        assert b"page/page.js" in get(sink.url, "/", sent)[2]
+        assert get(sink.url, "/status.json", sent)[0] == 200
+
+
+def test_the_token_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGE_MRCNN_TOKEN", TOKEN)
+    with WebSink("mjpeg://0.0.0.0:0") as sink:
+        url = sink.url.replace(sink.url.split(":")[1], "//127.0.0.1")
+        assert get(url, "/status.json")[0] == 401
+        assert get(url, "/status.json", {"Authorization": f"Bearer {TOKEN}", "Host": "robot.local"})[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "code"),
+    [
+        ("localhost:9000", 200),  # through a tunnel
+        ("127.0.0.1", 200),
+        ("[::1]:8080", 200),
+        ("evil.example", 421),  # a name that its owner has pointed at 127.0.0.1
+        ("127.0.0.1.evil.example", 421),
+        ("[::1", 421),
+        ("", 421),
+    ],
+)
+def test_only_names_of_this_machine_are_answered(page: WebSink, host: str, code: int) -> None:
+    assert get(page.url, "/status.json", {"Host": host})[0] == code
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "http://localhost:1", "null"])
+def test_other_web_sites_are_refused(page: WebSink, origin: str) -> None:
+    upgrade = {
+        "Origin": origin,
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+    }
+    assert get(page.url, "/live", upgrade)[0] == 403
+
+
+@pytest.mark.parametrize(
+    ("uri", "error", "message"),
+    [
+        ("mjpeg://0.0.0.0:0", StreamError, r"needs a token of 16 .*export EDGE_MRCNN_TOKEN=\$\(python3"),
+        ("mjpeg://[::]:0", StreamError, "needs a token"),
+        ("mjpeg://0.0.0.0:0?token=short", StreamError, r"token=\*\*\* lets other machines"),
+        ("mjpeg://robot:0", StreamError, "needs a token"),
+        (f"mjpeg://192.0.2.1:0?token={TOKEN}", StreamError, "take an address of this machine"),
+        ("mjpeg://127.0.0.1:99999", ValueError, "from 0 to 65535"),
+        ("mjpeg://127.0.0.1:0?quality=101", ValueError, "quality .* from 1 to 100, got 101"),
+        ("mjpeg://127.0.0.1:0?size=3", ValueError, "unknown option 'size'"),
+    ],
+)
+def test_mistakes_are_explained(uri: str, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message) as raised:
+        WebSink(uri)
+    assert "short" not in str(raised.value)
+
+
+def test_a_port_in_use_is_explained(page: WebSink) -> None:
+    port = int(page.url.split(":")[2][:-1])
+    with pytest.raises(StreamError, match=f"Address already in use.*mjpeg://127.0.0.1:{port + 1}"):
+        WebSink(page.uri)
+
+
+def test_ipv6() -> None:
+    try:
+        sink = WebSink("mjpeg://[::1]:0")
+    except StreamError:
+        pytest.skip("this machine has no IPv6")
+    with sink:
+        assert sink.url.startswith("http://[::1]:")
+        assert get(sink.url, "/status.json")[0] == 200
+
+
+# Clients that behave badly
+
+
+def ask(sink: WebSink, text: str = "GET /cameras/front.mjpeg HTTP/1.1\r\nHost: localhost\r\n\r\n") -> socket.socket:
+    """A client that asks and never reads."""
+    client = socket.create_connection(("127.0.0.1", int(sink.url.split(":")[2][:-1])), timeout=10)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.sendall(text.encode())
+    return client
+
+
+def resident_mb() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
+
+
+def test_a_client_that_never_reads_costs_nothing_to_others(page: WebSink) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (480, 640, 3), np.uint8)  # 250 kB as a JPEG
+    stuck = [ask(page) for _ in range(4)]
+    wait_until(lambda: read_status(page)["viewers"] == 4, "four clients")
+    threads = threading.active_count()
+    with Stream(page.url) as good:
+        waits = []
+        for number in range(80):
+            page.write(frame(size=(480, 640)), found((480, 640)), noise)
+            begin = time.monotonic()
+            jpeg = good.read()
+            waits.append(time.monotonic() - begin)
+            if number == 20:
+                before = resident_mb()
+    assert len(jpeg) > 100_000
+    assert resident_mb() - before < 20  # 4 x 60 x 250 kB would be 60 MB
+    assert threading.active_count() <= threads + 1  # the encoder
+    assert sorted(waits)[40] < 0.5
+    for client in stuck:
+        client.close()
+
+
+def test_a_client_that_never_reads_is_dropped(page: WebSink, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web_streams, "SEND_TIMEOUT_S", 0.3)
+    noise = np.random.default_rng(0).integers(0, 255, (480, 640, 3), np.uint8)
+    client = ask(page)
+
+    def gone() -> bool:
+        page.write(frame(size=(480, 640)), found((480, 640)), noise)
+        return read_status(page)["viewers"] == 0
+
+    wait_until(lambda: read_status(page)["viewers"] == 1, "the client")
+    wait_until(gone, "the client to be dropped")
+    client.close()
+
+
+def test_there_is_room_for_so_many_viewers() -> None:
+    with open_page("?clients=1") as sink:
+        sink.write(frame(), found())
+        wait_for_camera(sink)
+        with Stream(sink.url):
+            code, headers, body = get(sink.url, "/cameras/front.mjpeg")
+            assert (code, headers["retry-after"]) == (503, "5")
+            assert b"clients=N" in body
+            assert get(sink.url, "/healthz")[0] == 200
+        wait_until(lambda: read_status(sink)["viewers"] == 0, "room")
+        with Stream(sink.url) as stream:
+            stream.read()
+
+
+def test_connections_that_say_nothing_are_bounded(page: WebSink, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web_server, "_CONNECTIONS", 8)
+    before = len(descriptors())
+    silent = [ask(page, "") for _ in range(40)]
+    wait_until(lambda: len(descriptors()) - before - len(silent) <= 8, "the rest to be turned away")
+    for client in silent:
+        client.close()
+    wait_until(lambda: get_or_none(page) == 200, "room for others")
+
+
+def get_or_none(page: WebSink) -> int | None:
+    try:
+        return get(page.url, "/healthz")[0]
+    except OSError:
+        return None
+
+
+@pytest.mark.parametrize("text", ["\r\n\r\n", "GET / HTTP/9.9\r\n\r\n", "x" * 100_000, "GET / HTTP/1.1\r\n\r\n"])
+def test_garbage_is_survived(page: WebSink, text: str) -> None:
+    with ask(page, "") as client, contextlib.suppress(OSError):  # it may be cut off in the middle of it
+        client.sendall(text.encode())
+    assert get(page.url, "/status.json")[0] == 200
+
+
+# The page's WebSocket
+
+
+async def talk(url: str, conversation: Any) -> Any:
+    import aiohttp
+
+    async with aiohttp.ClientSession() as session, session.ws_connect(f"{url}live") as live:
+        return await asyncio.wait_for(conversation(live), 20)
+
+
+def name_of(data: bytes) -> str:
+    length = int.from_bytes(data[:2], "big")
+    assert data[2 + length : 4 + length] == b"\xff\xd8"
+    return data[2 : 2 + length].decode()
+
+
+def test_a_page_gets_the_status_and_the_pictures_it_watches(page: WebSink) -> None:
+    page.write(frame(camera="left"), found())
+    wait_for_camera(page, 2)
+
+    async def conversation(live: Any) -> None:
+        assert [each["name"] for each in (await live.receive_json())["cameras"]] == ["front", "left"]
+        assert not page.wants_picture
+        await live.send_json({"watch": ["left", "unknown"]})
+        for text in ("[]", "garbage", '{"watch": 3, "painted": 4}', '{"painted": "nobody"}'):
+            await live.send_str(text)
+        pictures = []
+        while not pictures:
+            message = await live.receive()
+            pictures += [message.data] if isinstance(message.data, bytes) else []
+        assert name_of(pictures[0]) == "left"
+        assert page.wants_picture
+        await live.send_json({"watch": []})
+        while page.wants_picture:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(talk(page.url, conversation))
+    wait_until(lambda: read_status(page)["viewers"] == 0, "the page to have left")
+
+
+def test_a_page_that_does_not_paint_gets_two_pictures(page: WebSink) -> None:
+    async def count(live: Any, seconds: float) -> int:
+        pictures, end = 0, time.monotonic() + seconds
+        while time.monotonic() < end:
+            page.write(frame(), found())
+            try:
+                pictures += isinstance((await live.receive(timeout=0.02)).data, bytes)
+            except asyncio.TimeoutError:
+                continue
+        return pictures
+
+    async def conversation(live: Any) -> tuple[int, int]:
+        await live.send_json({"watch": ["front"]})
+        stuck = await count(live, 0.7)
+        await live.send_json({"painted": "front"})
+        return stuck, await count(live, 0.7)
+
+    assert asyncio.run(talk(page.url, conversation)) == (2, 1)
+
+
+# The end
+
+
+def test_close_gives_everything_back() -> None:
+    with open_page() as warm:  # what is imported and opened once for all
+        warm.write(frame(), found())
+        wait_for_camera(warm)
+        get(warm.url, "/cameras/front.jpg")
+    threads, opened = set(threading.enumerate()), descriptors()
+    sink = open_page()
+    sink.write(frame(), found())
+    wait_for_camera(sink)
+    stream, stuck = Stream(sink.url), ask(sink)
+    stream.read()
+    begin = time.monotonic()
+    sink.close()
+    assert time.monotonic() - begin < 3
+    sink.close()
+    assert set(threading.enumerate()) == threads
+    with pytest.raises(http.client.IncompleteRead):
+        stream.response.read()
+    stream.close()
+    stuck.close()
+    assert descriptors() == opened
+    with pytest.raises(OSError, match="refused"):
+        get(sink.url, "/")
+    with pytest.raises(StreamError, match="is closed; open a new sink"):
+        sink.write(frame(), found())
+    with WebSink(sink.uri) as again:  # the port is free at once
+        assert again.uri == sink.uri
+
+
+def test_it_is_a_view_that_uris_open() -> None:
+    with open_sink("mjpeg://127.0.0.1:0", class_names=NAMES) as sink:
+        assert isinstance(sink, WebSink)
+        assert (sink.kind, sink.main_thread, sink.wants_stop, sink.wants_picture) == ("view", False, False, False)
+
+
+def test_the_address_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO), open_page() as sink:
+        assert sink.url in caplog.text
+        assert sink.uri == sink.url.replace("http", "mjpeg").rstrip("/")
