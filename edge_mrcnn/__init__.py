@@ -21,6 +21,8 @@ _HOMES = {
     "ModelSpec": "spec",
     "PluginError": "errors",
     "StreamError": "errors",
+    "Tracker": "runtime.tracker",
+    "TrackerOptions": "runtime.tracker",
     "annotate": "runtime.annotate",
     "open_sink": "runtime.sinks",
     "open_source": "runtime.sources",
@@ -37,6 +39,8 @@ __all__ = [
     "ModelSpec",
     "PluginError",
     "StreamError",
+    "Tracker",
+    "TrackerOptions",
     "annotate",
     "open_sink",
     "open_source",
@@ -50,6 +54,7 @@ if TYPE_CHECKING:
     from edge_mrcnn.runtime.detector import Detector
     from edge_mrcnn.runtime.sinks import open_sink
     from edge_mrcnn.runtime.sources import open_source
+    from edge_mrcnn.runtime.tracker import Tracker, TrackerOptions
     from edge_mrcnn.spec import ModelSpec
 
 

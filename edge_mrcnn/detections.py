@@ -27,7 +27,7 @@ class Detections:
         image_hw: Height and width of the original image in pixels.
         mask: `(N, M, M)` float32 probabilities stretched over each box, or None.
         keypoints: `(N, K, 3)` float32, x, y, visibility in pixels of the original image, or None.
-        track_id: `(N,)` int32, or None.
+        track_id: `(N,)` int32, the thing's number as `Tracker` gives it: 1 and up, 0 where it has none (yet); or None.
     """
 
     xyxy: npt.NDArray[np.float32]

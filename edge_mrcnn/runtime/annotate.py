@@ -30,6 +30,7 @@ _CORNER_SIXTEENTHS = 5
 
 _WHITE: Color = (255, 255, 255)
 _BLACK: Color = (0, 0, 0)
+_UNTRACKED: Color = (148, 150, 156)
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class AnnotateOptions:
     """What to draw and how."""
 
     color_by: Literal["class", "instance", "track"] = "class"
-    """What a colour stands for; `track` is `instance` where nothing is tracked."""
+    """What a colour stands for. With `track` a thing keeps its colour from frame to frame, and what has no number is
+    grey; where nothing is tracked it is `instance`."""
 
     masks: bool = True
     """Fill masks with a translucent colour and outline them."""
@@ -110,7 +112,7 @@ def annotate(
     canvas = np.array(image, order="C")
     if not len(detections):
         return canvas
-    colors = [color_of(number) for number in _color_numbers(detections, options.color_by)]
+    colors = _choose_colors(detections, options.color_by)
     line = max(1.0, 2 * options.scale * (min(image.shape[:2]) / 480) ** 0.7)
     masked: set[int] = set()
     if options.masks and detections.mask is not None:
@@ -186,19 +188,19 @@ def contact_sheet(
     return sheet
 
 
-def _color_numbers(detections: Detections, color_by: str) -> list[int]:
+def _choose_colors(detections: Detections, color_by: str) -> list[Color]:
     if color_by == "class":
-        return [int(number) for number in detections.class_id]
+        return [color_of(int(number)) for number in detections.class_id]
     if color_by == "track" and detections.track_id is not None:
-        return [int(number) for number in detections.track_id]
-    return list(range(1, len(detections) + 1))
+        return [color_of(int(number)) if number else _UNTRACKED for number in detections.track_id]
+    return [color_of(number) for number in range(1, len(detections) + 1)]
 
 
 def _write_texts(detections: Detections, class_names: Sequence[str], scores: bool) -> list[str]:
     texts = []
     for row, label in enumerate(detections.class_id):
         name = class_names[label] if 0 <= label < len(class_names) else f"class {label}"
-        track = f"#{detections.track_id[row]} " if detections.track_id is not None else ""
+        track = f"#{detections.track_id[row]} " if detections.track_id is not None and detections.track_id[row] else ""
         score = f" {detections.score[row]:.2f}" if scores else ""
         texts.append(f"{track}{name}{score}")
     return texts

@@ -1,3 +1,250 @@
 """Tracking: the same number for the same thing, from frame to frame."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_mrcnn.detections import Detections
+from edge_mrcnn.runtime import tracker_motion as motion
+from edge_mrcnn.runtime.tracker_assignment import Array, Rows, assign, pairwise_iou
+from edge_mrcnn.runtime.tracker_duplicates import find_duplicates
+
+_TRACK = np.dtype(
+    [
+        ("number", np.int64),  # what is given out; 0 until the track is confirmed
+        ("hits", np.int64),  # frames it was seen in
+        ("seen_ns", np.int64),  # when last
+        ("class_id", np.int64),
+        ("class_weight", np.float64),  # how sure the class is, in scores
+        *motion.MOTION,
+    ]
+)
+
+_FRAME_NS = 33_333_333
+"""From frame to frame where nobody says."""
+
+_MIN_IOU, _MIN_IOU_WEAK = 0.2, 0.4
+"""A detection may continue a track whose predicted box it overlaps by this much; a weak one must fit better."""
+
+_OTHER_CLASS, _UNCONFIRMED = 0.3, 0.1
+"""Taken off the IoU where the class differs, as a network's opinion changes, and for a track seen only once."""
+
+_REACH, _REACH_PER_S = 1.0, 1.0
+"""How far from where it was expected a thing of the same class is looked for, in sizes of the thing, and how much
+farther for every second that it was out of sight."""
+
+_MAX_SIZE_RATIO = 2.5
+"""Nor may it have grown or shrunk by more than this."""
+
+_MAX_CLASS_WEIGHT = 5.0
+"""So many scores of another class, in a row, change the class of an old track."""
+
+_MOST_TRACKS = 1000
+"""Tracks remembered; beyond it the ones unseen for longest go, whatever the clock says."""
+
+
+@dataclass(frozen=True)
+class TrackerOptions:
+    """How things are tracked."""
+
+    lost_s: float = 2.0
+    """A thing that was out of sight for longer gets a new number."""
+
+    start_score: float = 0.5
+    """Detections with a lower score begin no track; they may continue one."""
+
+    confirm_frames: int = 2
+    """Frames a thing must be seen in, one after the other, before it gets a number."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            ValueError: A field is out of range; the message names it.
+        """
+        if not 0 < self.lost_s < float("inf"):
+            raise ValueError(f"TrackerOptions.lost_s must be positive, got {self.lost_s}")
+        if not 0 <= self.start_score <= 1:
+            raise ValueError(f"TrackerOptions.start_score must be from 0 to 1, got {self.start_score}")
+        if self.confirm_frames < 1:
+            raise ValueError(f"TrackerOptions.confirm_frames must be at least 1, got {self.confirm_frames}")
+
+
+class Tracker:
+    """Numbers the things that one camera sees.
+
+    A Kalman filter says where each thing should be now. Detections continue the tracks whose expected boxes they
+    overlap, confident ones first; what is left looks for a lost track of its class nearby. A detection whose mask lies
+    inside a better one is taken for a second view of the same thing and gets no number of its own.
+
+    Only boxes, masks, scores and classes are looked at, never pixels; the same calls always give the same numbers.
+
+    Example:
+        >>> tracker = Tracker(TrackerOptions(confirm_frames=1))
+        >>> box = np.array([[10, 10, 50, 50]], np.float32)
+        >>> seen = Detections(box, np.ones(1, np.float32), np.ones(1, np.int32), (480, 640))
+        >>> tracker.update(seen, 0).track_id, tracker.update(seen, 40_000_000).track_id
+        (array([1], dtype=int32), array([1], dtype=int32))
+
+    Source: the two stages of scores are from Zhang et al., ByteTrack: Multi-Object Tracking by Associating Every
+    Detection Box (2022).
+    """
+
+    def __init__(self, options: TrackerOptions | None = None) -> None:
+        """Begin with nothing tracked; the first number will be 1."""
+        self.options = options or TrackerOptions()
+        self._tracks = np.zeros(0, _TRACK)
+        self._last_number = 0
+        self._now_ns: int | None = None  # None before the first frame
+
+    def update(self, detections: Detections, frame_time_ns: int | None = None) -> Detections:
+        """Number the detections of the next frame.
+
+        Args:
+            detections: Of one frame, in any order.
+            frame_time_ns: When the frame was taken, by any clock that stays the same from frame to frame; without it
+                1/30 s after the one before. Frames may be missing; after a leap of more than `lost_s`, forwards or
+                backwards, everything begins anew.
+
+        Returns:
+            The same detections in the same order with `track_id`: 1 and up, never used again, or 0 for what is not
+            confirmed, is a second view of something else, or has no sound box.
+        """
+        self._advance(frame_time_ns)
+        found = _Found(detections, self.options.start_score)
+        confirmed = self._tracks["number"] > 0
+        self._match_overlap(found, found.strong, np.ones_like(confirmed), _MIN_IOU)
+        self._match_overlap(found, found.weak, confirmed, _MIN_IOU_WEAK)
+        self._match_nearby(found, confirmed)
+        self._drop_duplicates(found, confirmed)
+        rows = np.flatnonzero(found.owner >= 0)
+        seen = self._continue(found, rows)
+        fresh_rows = found.free(found.strong)
+        fresh = self._begin(found, fresh_rows)
+        confirmed[found.owner[rows]] = False  # what stays of them are the ones out of sight
+        self._tracks = np.concatenate([self._tracks[confirmed], seen, fresh])
+        numbers = np.zeros(len(detections), np.int32)
+        numbers[rows], numbers[fresh_rows] = seen["number"], fresh["number"]
+        return replace(detections, track_id=numbers)
+
+    def _advance(self, frame_time_ns: int | None) -> None:
+        """Move every track to the time of the frame; forget those lost for too long."""
+        if frame_time_ns is None:
+            frame_time_ns = 0 if self._now_ns is None else self._now_ns + _FRAME_NS
+        elapsed_ns = 0 if self._now_ns is None else frame_time_ns - self._now_ns
+        self._now_ns = frame_time_ns
+        unseen_ns = np.abs(frame_time_ns - self._tracks["seen_ns"])
+        self._tracks = self._tracks[unseen_ns <= self.options.lost_s * 1e9]
+        if len(self._tracks) > _MOST_TRACKS:
+            newest = np.argsort(-self._tracks["seen_ns"], kind="stable")[:_MOST_TRACKS]
+            self._tracks = self._tracks[np.sort(newest)]
+        motion.predict(self._tracks, max(elapsed_ns, 0) * 1e-9)
+
+    def _match_overlap(
+        self, found: _Found, wanted: npt.NDArray[np.bool_], allowed: npt.NDArray[np.bool_], min_iou: float
+    ) -> None:
+        """Give free detections to free tracks whose expected boxes they overlap."""
+        rows, tracks = found.free(wanted), found.free_tracks(allowed)
+        if not len(rows) or not len(tracks):
+            return
+        candidates = self._tracks[tracks]
+        cost = 1 - pairwise_iou(motion.to_xyxy(candidates["place"]), found.xyxy[rows])
+        cost += _OTHER_CLASS * (candidates["class_id"][:, None] != found.class_id[rows])
+        cost += _UNCONFIRMED * (candidates["number"][:, None] == 0)
+        chosen, given = assign(cost, 1 - min_iou)
+        found.owner[rows[given]] = tracks[chosen]
+
+    def _match_nearby(self, found: _Found, confirmed: npt.NDArray[np.bool_]) -> None:
+        """Give free confident detections to free confirmed tracks of their class: what leapt, or comes back."""
+        rows, tracks = found.free(found.strong), found.free_tracks(confirmed)
+        if not len(rows) or not len(tracks):
+            return
+        candidates, place = self._tracks[tracks], found.place[rows]
+        size, found_size = motion.sizes(candidates["place"]), motion.sizes(place)
+        away = np.hypot(*(candidates["place"][:, None, axis] - place[:, axis] for axis in (0, 1)))
+        unseen_s = np.abs(self._now_ns - candidates["seen_ns"])[:, None] * 1e-9
+        cost = away / (size * (_REACH + _REACH_PER_S * unseen_s))
+        ratio = size / found_size.T
+        unlike = (ratio > _MAX_SIZE_RATIO) | (ratio < 1 / _MAX_SIZE_RATIO)
+        cost[unlike | (candidates["class_id"][:, None] != found.class_id[rows])] = np.inf
+        chosen, given = assign(cost, 1.0)
+        found.owner[rows[given]] = tracks[chosen]
+
+    def _drop_duplicates(self, found: _Found, confirmed: npt.NDArray[np.bool_]) -> None:
+        """Mark second views of the same thing, so that they begin and confirm no track."""
+        firm = found.owner >= 0
+        firm[firm] = confirmed[found.owner[firm]]
+        loose = np.flatnonzero(found.strong & ~firm)
+        if not len(loose):
+            return
+        loose = loose[np.argsort(-found.score[loose], kind="stable")]
+        twice = find_duplicates(found.detections, loose, np.flatnonzero(firm))
+        found.owner[twice] = -1
+        found.strong[twice] = False
+
+    def _continue(self, found: _Found, rows: Rows) -> npt.NDArray[np.void]:
+        """The tracks that the detections `rows` belong to, as they are now."""
+        seen = self._tracks[found.owner[rows]]
+        motion.correct(seen, found.place[rows])
+        agrees = seen["class_id"] == found.class_id[rows]
+        weight = seen["class_weight"] + np.where(agrees, 1.0, -1.0) * found.score[rows]
+        seen["class_id"] = np.where(weight < 0, found.class_id[rows], seen["class_id"])
+        seen["class_weight"] = np.minimum(np.abs(weight), _MAX_CLASS_WEIGHT)
+        seen["hits"] += 1
+        seen["seen_ns"] = self._now_ns
+        return self._confirm(seen)
+
+    def _begin(self, found: _Found, rows: Rows) -> npt.NDArray[np.void]:
+        """New tracks for the detections `rows`."""
+        fresh = np.zeros(len(rows), _TRACK)
+        motion.start(fresh, found.place[rows])
+        fresh["hits"], fresh["seen_ns"] = 1, self._now_ns
+        fresh["class_id"], fresh["class_weight"] = found.class_id[rows], found.score[rows]
+        return self._confirm(fresh)
+
+    def _confirm(self, tracks: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
+        """Give numbers to those that have none and were seen often enough."""
+        due = (tracks["number"] == 0) & (tracks["hits"] >= self.options.confirm_frames)
+        tracks["number"][due] = self._last_number + 1 + np.arange(np.count_nonzero(due))
+        self._last_number += int(np.count_nonzero(due))
+        return tracks
+
+
+class _Found:
+    """The detections of a frame while they look for their tracks.
+
+    Attributes:
+        detections: As they came.
+        xyxy: `(N, 4)` float64.
+        place: `(N, 4)`: centre x, y, width, height.
+        score: `(N,)`.
+        class_id: `(N,)`.
+        strong: `(N,)` bool: may begin a track.
+        weak: `(N,)` bool: may only continue one.
+        owner: `(N,)`: row of the track that each belongs to, -1 for none so far.
+    """
+
+    def __init__(self, detections: Detections, start_score: float) -> None:
+        self.detections = detections
+        self.xyxy: Array = detections.xyxy.astype(np.float64)
+        sound = np.isfinite(self.xyxy).all(axis=1) & np.isfinite(detections.score)
+        sound &= (self.xyxy[:, 2:] > self.xyxy[:, :2]).all(axis=1)
+        self.place = motion.to_place(self.xyxy)
+        self.score = detections.score
+        self.class_id = detections.class_id
+        self.strong = sound & (detections.score >= start_score)
+        self.weak = sound & ~self.strong
+        self.owner = np.full(len(detections), -1)
+
+    def free(self, wanted: npt.NDArray[np.bool_]) -> Rows:
+        """Rows of the wanted detections without a track."""
+        return np.flatnonzero(wanted & (self.owner < 0))
+
+    def free_tracks(self, wanted: npt.NDArray[np.bool_]) -> Rows:
+        """Rows of the wanted tracks without a detection."""
+        free = wanted.copy()
+        free[self.owner[self.owner >= 0]] = False
+        return np.flatnonzero(free)
