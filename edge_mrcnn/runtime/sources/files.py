@@ -35,27 +35,33 @@ class VideoSource:
         skipped: 0; a video ends at the first frame that cannot be decoded.
         name: Of the camera: by the file's name.
         drop: `auto`: frames wait.
-        health: How it is doing.
+        health: How it is doing; where a file is cut short, the frames missing count as damaged.
     """
 
     live = False
     skipped = 0
     drop: Drop = "auto"
 
-    def __init__(self, path: str | Path, name: str | None = None) -> None:
+    def __init__(
+        self, path: str | Path, name: str | None = None, *, frame_id: str = "", hardware: bool = False
+    ) -> None:
         """Open a video file.
 
         Args:
             path: The file.
             name: Of the camera; made from the file's name when not given.
+            frame_id: Name of its coordinate frame.
+            hardware: Decode on a Jetson's decoder; frames are NV12 then.
 
         Raises:
-            StreamError: The file is missing, empty or no video that OpenCV can decode.
+            StreamError: The file is missing, empty or no video that OpenCV can decode, or there is no such decoder.
         """
         self.uri = str(path)
         self.name = name or _name(Path(path))
         self.health = SourceHealth()
-        self._capture: Any = _open_file(Path(path))
+        self._frame_id = frame_id
+        _check_file(Path(path))
+        self._capture: Any = _open_on_hardware(Path(path)) if hardware else _open_file(Path(path))
         self.fps = _positive(self._capture.get(cv2.CAP_PROP_FPS))
         count = _positive(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
         self.length = None if count is None else int(count)
@@ -76,14 +82,25 @@ class VideoSource:
             if not more:
                 break
             position_ns = self._position_ns(index, position_ns)
-            rgb: Any = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+            frame = self._frame(image, index, position_ns)
             index += 1
-            self.health = SourceHealth("live", frames=index, image_hw=rgb.shape[:2])
-            yield Frame(
-                rgb, source=self.uri, index=index - 1, stamp_ns=position_ns, stamp_source="file", camera=self.name
-            )
+            self.health = SourceHealth("live", frames=index, image_hw=frame.image_hw)
+            yield frame
         self.health = replace(self.health, state="ended")
         self._check_end(index)
+
+    def _frame(self, image: Any, index: int, position_ns: int) -> Frame:
+        nv12 = image.ndim == 2
+        return Frame(
+            image if nv12 else cv2.cvtColor(image, cv2.COLOR_BGR2RGB),
+            source=self.uri,
+            index=index,
+            stamp_ns=position_ns,
+            stamp_source="file",
+            frame_id=self._frame_id,
+            camera=self.name,
+            pixel_format="nv12" if nv12 else "rgb",
+        )
 
     def _position_ns(self, index: int, before_ns: int) -> int:
         """Position of the frame just read; by the rate where the container's time stands still."""
@@ -99,6 +116,7 @@ class VideoSource:
                 f"video {self.uri} opens, but not one frame can be decoded; convert it: {_convert(self.uri)}"
             )
         if self.length and count < 0.9 * self.length:
+            self.health = replace(self.health, damaged=self.length - count)
             logger.warning("%s ended after %d of %d frames: it is cut short or damaged", self.uri, count, self.length)
 
     def close(self) -> None:
@@ -123,11 +141,29 @@ def _name(path: Path) -> str:
         return "video"
 
 
-def _open_file(path: Path) -> Any:
+def _check_file(path: Path) -> None:
     if not path.exists():
         raise StreamError(f"there is no file {path}; check the path")
     if path.stat().st_size == 0:
         raise StreamError(f"video {path} is empty (0 bytes); copy or record it again")
+
+
+def _open_on_hardware(path: Path) -> Any:
+    from edge_mrcnn.runtime.sources import gstreamer, gstreamer_capture
+
+    gstreamer_capture.require_gstreamer()
+    pipeline = gstreamer.with_appsink(gstreamer.hardware_pipeline(str(path)), newest=False)
+    gstreamer_capture.check_elements(pipeline, str(path))
+    with quiet():
+        capture = cv2.VideoCapture(pipeline, cv2.CAP_GSTREAMER)
+    if not capture.isOpened():
+        raise StreamError(
+            f"{path} is damaged, or no video that this machine's decoder takes; without decode=hardware the CPU decodes"
+        )
+    return capture
+
+
+def _open_file(path: Path) -> Any:
     with quiet():
         for backend in _FILE_BACKENDS:
             capture = cv2.VideoCapture(str(path), getattr(cv2, backend))

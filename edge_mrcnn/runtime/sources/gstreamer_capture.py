@@ -188,7 +188,7 @@ def repeated_captures(pipeline: str, shown: str, timeout_s: float) -> Callable[[
                 f"{shown} still hangs inside GStreamer; restart what it reads from, of a Jetson's camera: "
                 "sudo systemctl restart nvargus-daemon"
             )
-        _check_elements(pipeline, shown)
+        check_elements(pipeline, shown)
         capture = GstreamerCapture(pipeline, shown, timeout_s)
         before[:] = [capture]
         capture.open()
@@ -211,8 +211,12 @@ def require_gstreamer() -> None:
         )
 
 
-def _check_elements(pipeline: str, shown: str) -> None:
-    """Refuse what GStreamer has no element for: OpenCV runs the rest of such a pipeline and waits for ever."""
+def check_elements(pipeline: str, shown: str) -> None:
+    """Refuse what GStreamer has no element for: OpenCV runs the rest of such a pipeline and waits for ever.
+
+    Raises:
+        StreamError: An element is missing; the message says what to install.
+    """
     missing = [name for name in elements(pipeline) if not _exists(name)]
     if not missing:
         return

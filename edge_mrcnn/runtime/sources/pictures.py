@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,8 @@ Picture = npt.NDArray[np.uint8]
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 """Files with these suffixes count as pictures."""
+
+_NUMBER = re.compile(r"%(0\d)?d")
 
 _AGAIN = "copy or save it again"
 
@@ -70,7 +73,15 @@ class PictureSource:
     live = False
     drop: Drop = "auto"
 
-    def __init__(self, paths: Sequence[str | Path], uri: str, strict: bool = False, name: str | None = None) -> None:
+    def __init__(
+        self,
+        paths: Sequence[str | Path],
+        uri: str,
+        strict: bool = False,
+        *,
+        name: str | None = None,
+        frame_id: str = "",
+    ) -> None:
         """Take the files in the order given.
 
         Args:
@@ -78,6 +89,7 @@ class PictureSource:
             uri: What they came from, for messages.
             strict: Raise at the first picture that cannot be read.
             name: Of the camera; made from the first file's folder, or from the only file, when not given.
+            frame_id: Name of its coordinate frame.
         """
         self.paths = tuple(Path(path) for path in paths)
         self.uri = uri
@@ -85,6 +97,7 @@ class PictureSource:
         self.skipped = 0
         self.name = name or _name(self.paths)
         self.health = SourceHealth()
+        self._frame_id = frame_id
         self._strict = strict
         self._warned = False
 
@@ -112,7 +125,15 @@ class PictureSource:
                 logger.warning("%s has 16 bits a channel; scaled to 8 (said once for %s)", path, self.uri)
             found = index + 1 - self.skipped
             self.health = SourceHealth("live", frames=found, damaged=self.skipped, image_hw=image.shape[:2])
-            yield Frame(image, source=str(path), index=index, stamp_ns=stamp_ns, stamp_source="file", camera=self.name)
+            yield Frame(
+                image,
+                source=str(path),
+                index=index,
+                stamp_ns=stamp_ns,
+                stamp_source="file",
+                frame_id=self._frame_id,
+                camera=self.name,
+            )
         self.health = replace(self.health, state="ended", damaged=self.skipped)
         if self.paths and self.skipped == len(self.paths):
             raise StreamError(
@@ -129,6 +150,38 @@ class PictureSource:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def find_sequence(pattern: str) -> list[Path]:
+    """Files of a numbered sequence, in the order of their numbers, whatever the first one is.
+
+    Where numbers are missing a warning says how many; the rest is taken, since a recorder that lost pictures goes on.
+
+    Args:
+        pattern: A path whose last part holds `%d` or, for numbers with leading zeros, such as `%04d`.
+
+    Returns:
+        The files, none where there is no such file.
+
+    Example:
+        >>> find_sequence("nowhere/frames_%04d.png")
+        []
+    """
+    folder, name = Path(pattern).parent, Path(pattern).name
+    place = _NUMBER.search(name)
+    if place is None or not folder.is_dir():
+        return []
+    found = {}
+    shape = re.compile(re.escape(name[: place.start()]) + r"(\d+)" + re.escape(name[place.end() :]))
+    for path in folder.iterdir():
+        match = shape.fullmatch(path.name)
+        if match and place[0] % int(match[1]) == match[1]:
+            found[int(match[1])] = path
+    numbers = sorted(found)
+    missing = numbers[-1] - numbers[0] + 1 - len(numbers) if numbers else 0
+    if missing:
+        logger.warning("%s: of the numbers %d to %d, %d are missing", pattern, numbers[0], numbers[-1], missing)
+    return [found[number] for number in numbers]
 
 
 def _name(paths: Sequence[Path]) -> str:

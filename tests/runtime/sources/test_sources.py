@@ -1,5 +1,6 @@
 """`open_source`: which URI opens what, and what is said about those that open nothing."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,54 @@ def test_glob(folder: Path) -> None:
     assert names(f"{folder}/*.png") == ["b.png"]
     assert names(f"{folder}/**/*.png") == ["b.png", "d.png"]
     assert names(f"{folder}/*") == ["C.BMP", "a.jpg", "b.png"]
+
+
+def test_numbered_sequence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """By number rather than by name, from wherever it begins, past what a recorder lost."""
+    for number in (7, 8, 9, 10, 99_999, 100_000):
+        save(tmp_path / f"left_{number:04d}.png")
+        save(tmp_path / f"shot{number}.png")
+    for other in ("left_11.png", "left_0012.jpg", "left_x.png", "left_00013.png", "shot011.png"):
+        save(tmp_path / other)
+    wanted = [7, 8, 9, 10, 99_999, 100_000]
+    assert names(f"{tmp_path}/left_%04d.png") == [f"left_{number:04d}.png" for number in wanted]
+    assert names(f"{tmp_path}/shot%d.png") == [f"shot{number}.png" for number in wanted]
+    assert names(f"file://{tmp_path}/left_%04d.png") == [f"left_{number:04d}.png" for number in wanted]
+    assert "left_%04d.png: of the numbers 7 to 100000, 99988 are missing" in caplog.text
+
+
+def test_a_file_called_like_a_sequence(tmp_path: Path) -> None:
+    assert names(save(tmp_path / "a_%04d.png")) == ["a_%04d.png"]
+
+
+def test_options_of_files(folder: Path) -> None:
+    video = make_video(folder / "front door.mp4", frames=3, codec="mp4v")
+    for uri, name, count in (
+        (str(video), "front_door", 3),
+        (f"file://{folder}/front%20door.mp4?name=Back&frame_id=optical", "back", 3),
+        (f"file://{folder}?name=photos&frame_id=optical", "photos", 3),
+        (f"file://{folder}/*.png?name=some&frame_id=optical", "some", 1),
+    ):
+        with open_source(uri) as source:
+            frames = list(source)
+            assert (source.name, source.live, source.drop, source.health.state) == (name, False, "auto", "ended")
+        expected = (name, "optical" if "frame_id" in uri else "")
+        assert [(frame.camera, frame.frame_id) for frame in frames] == [expected] * count
+
+
+def test_a_video_as_a_camera(tmp_path: Path) -> None:
+    video = make_video(tmp_path / "a.mp4", frames=6, codec="mp4v")
+    with open_source(f"file://{video}?live=1&name=front") as source:
+        assert (source.live, source.length, source.fps) == (True, 6, 25)
+        frames = list(source)
+        assert source.health.state == "ended"
+    assert [(frame.stamp_source, frame.camera) for frame in frames] == [("host", "front")] * 6
+    assert frames[-1].captured_ns - frames[0].captured_ns >= 0.19e9
+    with open_source(f"file://{video}?loop=1&drop=never") as source:
+        assert (source.live, source.length, source.drop) == (True, None, "never")
+        frames = list(itertools.islice(source, 14))
+    assert [frame.index for frame in frames] == list(range(14))
+    np.testing.assert_array_equal(frames[0].image, frames[12].image)
 
 
 def test_a_name_with_brackets_is_a_file_where_there_is_one(tmp_path: Path) -> None:
@@ -86,13 +135,25 @@ def test_a_single_picture_is_never_skipped(tmp_path: Path) -> None:
         ("test://640x480?speed=2", "unknown option 'speed'.*known: frames, fps, seed, name"),
         ("test://640x480?frames=many", "option frames .* cannot be 'many'; expected int"),
         ("test://640", "size '640' in 'test://640' is not WIDTHxHEIGHT"),
+        ("file:///tmp?live=1", "live in 'file://.*.live=1' is for videos"),
+        (
+            "file:///x.mp4?drop=oldest&speed=2",
+            "unknown option 'speed'.*known: name, frame_id, live, loop, drop, decode",
+        ),
+        ("file:///x.mp4?decode=magic", "option decode .* cannot be 'magic'; expected one of software, hardware"),
         ("test://0x0", "needs a positive size"),
         ("test://9x9?fps=0", "needs a positive size, fps"),
     ],
 )
-def test_wrong_uris(uri: str, message: str) -> None:
+def test_wrong_uris(uri: str, message: str, folder: Path) -> None:
     with pytest.raises(ValueError, match=message):
-        open_source(uri)
+        open_source(uri.replace("file:///tmp", f"file://{folder}"))
+
+
+def test_files_never_drop(tmp_path: Path) -> None:
+    video = make_video(tmp_path / "a.mp4", frames=2, codec="mp4v")
+    with pytest.raises(ValueError, match=r"drop=oldest in .*: files never drop frames; with live=1"):
+        open_source(f"file://{video}?drop=oldest")
 
 
 @pytest.mark.parametrize(
@@ -105,6 +166,8 @@ def test_wrong_uris(uri: str, message: str) -> None:
         ("{}/notes.txt", "damaged, or no video"),
         ("{}/zero.mp4", r"empty \(0 bytes\)"),
         ("/dev/video97", "there is no camera /dev/video97"),
+        ("file:///dev/video97", "there is no camera /dev/video97"),
+        ("{}/shot_%04d.png", r"there is no source '.*/shot_%04d\.png'"),
         ("v4l2:///dev/video97", "there is no camera /dev/video97"),
     ],
 )

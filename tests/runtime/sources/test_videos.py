@@ -70,6 +70,7 @@ def test_a_video_cut_short_gives_what_it_has_and_says_so(tmp_path: Path, caplog:
         source.length = 40  # some builds of OpenCV count the frames instead of asking the header
         count = len(list(source))
     assert 5 < count < 35
+    assert (source.health.frames, source.health.damaged, source.health.state) == (count, 40 - count, "ended")
     assert f"ended after {count} of 40 frames" in caplog.text
 
 
