@@ -6,6 +6,7 @@
 | `photos/` | the pictures of a folder, sorted by name, without those of its subfolders |
 | `photos/*.png` | a glob (quoted, or the shell expands it) |
 | `clip.mp4` | a video file |
+| `drive.mcap`, `drive.bag`, `drive/`, `bag:///path/drive.mcap?topic=/front/image_raw` | a camera of a ROS bag |
 | `/dev/video0`, `v4l2:///dev/video0?width=1280&height=720&fps=30&fourcc=MJPG` | a camera of this machine |
 | `rtsp://user:password@host/path?transport=tcp`, `rtsps://` | a network camera; `transport=udp` on request |
 | `http://host/video.mjpg`, `https://` | Motion JPEG, MPEG-TS, HLS and what else FFmpeg reads over HTTP |
@@ -13,10 +14,10 @@
 | `gst://v4l2src device=/dev/video0 ! videoconvert` | a camera by a GStreamer pipeline of your own |
 | `test://640x480?frames=30&fps=30&seed=0` | a moving test pattern, width x height |
 
-Cameras take these options too: `name` (what it is called in records, topics and on pages; made from the host or the device
-when not given), `frame_id` (its coordinate frame in ROS), `drop` (`auto` and `oldest`: who is slow gets the newest
-frame; `never`: the camera waits), `timeout_s` (5: a camera that gives nothing for so long counts as lost). What else
-stands in the query of `rtsp://` and `http://` is the server's. A path without a scheme has no query.
+Cameras take these options too: `name` (what it is called in records, topics and on pages; made from the host or the
+device when not given), `frame_id` (its coordinate frame in ROS), `drop` (`auto` and `oldest`: who is slow gets the
+newest frame; `never`: the camera waits), `timeout_s` (5: a camera that gives nothing for so long counts as lost). What
+else stands in the query of `rtsp://` and `http://` is the server's. A path without a scheme has no query.
 
 Other packages add schemes by `register_source` or the entry points `edge_mrcnn.sources`.
 """
@@ -171,10 +172,12 @@ def _opener(scheme: str, uri: str) -> Opener:
 
 _HERE = "edge_mrcnn.runtime.sources"
 _SCHEMES: dict[str, Opener | str] = {
+    "bag": f"{_HERE}.bag:open_bag",
     "csi": f"{_HERE}.gstreamer:open_csi",
     "gst": f"{_HERE}.gstreamer:open_pipeline",
     "http": f"{_HERE}.network:open_network",
     "https": f"{_HERE}.network:open_network",
+    "mcap": f"{_HERE}.bag:open_bag",
     "rtsp": f"{_HERE}.network:open_network",
     "rtsps": f"{_HERE}.network:open_network",
     "test": f"{_HERE}.pattern:open_pattern",
