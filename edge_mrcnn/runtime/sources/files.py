@@ -51,7 +51,7 @@ class VideoSource:
             path: The file.
             name: Of the camera; made from the file's name when not given.
             frame_id: Name of its coordinate frame.
-            hardware: Decode on a Jetson's decoder; frames are NV12 then.
+            hardware: Decode on a Jetson's decoder; frames are NV12 then, and stamped by the file's rate.
 
         Raises:
             StreamError: The file is missing, empty or no video that OpenCV can decode, or there is no such decoder.
@@ -60,6 +60,7 @@ class VideoSource:
         self.name = name or _name(Path(path))
         self.health = SourceHealth()
         self._frame_id = frame_id
+        self._by_rate = hardware  # OpenCV gives the position that GStreamer has read ahead to, not the frame's
         _check_file(Path(path))
         self._capture: Any = _open_on_hardware(Path(path)) if hardware else _open_file(Path(path))
         self.fps = _positive(self._capture.get(cv2.CAP_PROP_FPS))
@@ -104,7 +105,7 @@ class VideoSource:
 
     def _position_ns(self, index: int, before_ns: int) -> int:
         """Position of the frame just read; by the rate where the container's time stands still."""
-        milliseconds = self._capture.get(cv2.CAP_PROP_POS_MSEC)
+        milliseconds = math.nan if self._by_rate else self._capture.get(cv2.CAP_PROP_POS_MSEC)
         position = round(milliseconds * 1e6) if math.isfinite(milliseconds) else -1
         if position > before_ns:
             return position

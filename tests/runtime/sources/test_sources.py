@@ -131,7 +131,7 @@ def test_a_single_picture_is_never_skipped(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("rtmp://host/x", r"unknown scheme rtmp:// in 'rtmp://host/x'; known: csi://, file://, gst://, http"),
+        ("rtmp://host/x", r"unknown scheme rtmp:// in 'rtmp://host/x'; known: bag://, csi://, file://, gst://, http"),
         ("test://640x480?speed=2", "unknown option 'speed'.*known: frames, fps, seed, name"),
         ("test://640x480?frames=many", "option frames .* cannot be 'many'; expected int"),
         ("test://640", "size '640' in 'test://640' is not WIDTHxHEIGHT"),
@@ -159,7 +159,7 @@ def test_files_never_drop(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("{}/nothing.jpg", r"there is no source '.*nothing\.jpg'; check the path. Besides files there are csi://"),
+        ("{}/nothing.jpg", r"there is no source '.*nothing\.jpg'; check the path. Besides files there are bag://, csi://"),
         ("{}/*.zzz", r"no picture .* matches '.*\*\.zzz'$"),
         ("{}/*.txt", "matches 1 other files"),
         ("{}/empty", "holds no pictures .*subfolders are not searched"),

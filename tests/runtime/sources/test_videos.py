@@ -85,7 +85,7 @@ def test_closed(tmp_path: Path) -> None:
 def test_stamps_never_stand_still() -> None:
     """Some containers give no times: then the rate has to do."""
     source = VideoSource.__new__(VideoSource)
-    source.fps = 20.0
+    source.fps, source._by_rate = 20.0, False
 
     class Capture:
         def get(self, key: int) -> float:
