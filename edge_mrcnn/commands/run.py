@@ -19,14 +19,24 @@ def command(
 ) -> None:
     """Find instances in every frame of the sources and write them to the sinks.
 
-    Sources: a picture, a folder, a glob in quotes, a video, /dev/videoN, test://640x480?frames=30.
-    Sinks: out.mp4, out/ (pictures), out.png (of one frame), out.jsonl, window://.
+    Files, one after the other, every frame: photo.jpg, folder/, 'glob/*.png', clip.mp4, record.mcap.
+
+    Cameras, all at once, of each the newest frame, connected to again for ever: /dev/video0, csi://0, rtsp://HOST/PATH,
+    http://HOST/PATH (MJPEG), test://1280x720?fps=30 (a pattern).
+
+    Sinks that record every frame: out.mkv, out.mp4, out.jsonl, out.mcap, out/ (pictures), out.png (of one frame).
+
+    Sinks that show the newest: window://, mjpeg://127.0.0.1:8080 (a page), ros2://.
+
+    All take options as a web address does, in quotes: 'rtsp://HOST/PATH?name=front&timeout_s=10'.
+
+    Ctrl-C and SIGTERM end the run with every file finished and exit code 0; the second one leaves at once.
 
     Args:
         model: model.onnx or engine.
-        source: One or more, taken in turn.
+        source: One or more.
         options: How the run goes.
-        to: Where results go; without one, only the summary is printed.
+        to: Where results go, as many as you like; without one, only the summary is printed.
         json_target: Where the summary goes as JSON.
     """
     summary = run_pipeline(model, source, to, options)

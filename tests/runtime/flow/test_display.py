@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -63,8 +64,8 @@ def test_cameras_without_a_terminal_tell_json(model: Path, capsys: pytest.Captur
     found = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert found
     assert found[0]["cameras"][0]["state"] == "live"
-    assert 10 < found[0]["cameras"][0]["fps"] < 60
-    assert found[0]["cameras"][0]["frames_in"] > 20
+    assert 0 < found[0]["cameras"][0]["fps"] < 60
+    assert found[0]["cameras"][0]["frames_in"] >= found[0]["cameras"][0]["frames_out"] > 0
     assert found[0]["stages_ms"]["total"]["p95"] > 0
 
 
@@ -72,18 +73,16 @@ def test_a_line_on_a_terminal_and_logs_above_it(
     model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    handler = logging.StreamHandler(sys.stderr)
-    root = logging.getLogger()
-    root.addHandler(handler)
-    try:
-        run_camera(model, "auto")
-        logging.getLogger("edge_mrcnn").warning("after the run")
-    finally:
-        root.removeHandler(handler)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [logging.StreamHandler(sys.stderr)])
+    threading.Timer(0.3, lambda: logging.getLogger("edge_mrcnn").warning("during the run")).start()
+    run_camera(model, "auto")
+    logging.getLogger("edge_mrcnn").warning("after the run")
     shown = capsys.readouterr().err
+    assert "\r\x1b[Kduring the run\n" in shown
     assert "\r\x1b[K0:00:01  " in shown
     assert shown.endswith(("dropped\nafter the run\n", "ms\nafter the run\n"))
-    assert shown.count("\n") == 2
+    assert shown.count("\n") == 3
+    assert "\x1b[Kafter" not in shown
 
 
 def test_off_is_silent_and_lines_can_be_had_anywhere(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
