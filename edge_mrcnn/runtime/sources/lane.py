@@ -147,7 +147,8 @@ class Lane:
             if not self._newest_only:
                 self._changed.wait_for(lambda: len(self._mailbox) < _ROOM or self._stopping.is_set())
             if self._stopping.is_set():
-                return False  # what is in the mailbox stays there
+                self._dropped += 1  # it came too late; what is in the mailbox stays there
+                return False
             if self._newest_only:
                 self._dropped += len(self._mailbox)
                 self._mailbox.clear()
