@@ -15,7 +15,7 @@ import gi
 gi.require_version("Gst", "1.0")
 gi.require_version("GstRtsp", "1.0")
 gi.require_version("GstRtspServer", "1.0")
-from gi.repository import GLib, Gst, GstRtsp, GstRtspServer
+from gi.repository import GLib, Gst, GstRtsp, GstRtspServer  # noqa: E402
 
 # One thread makes one slice a picture, as cameras do.
 PAYLOADS = {
@@ -37,6 +37,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--password")
     parser.add_argument("--digest", action="store_true")
     return parser.parse_args()
+
+
+def say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 def caps(size: str) -> str:
@@ -103,13 +108,16 @@ def obey(line: str, server: GstRtspServer.RTSPServer, cameras: list[Camera]) -> 
         elif command == "size":
             camera.size = value
         camera.apply()
-    print("done", flush=True)
+    say("done")
     return False
 
 
 def main() -> None:
     options = parse()
     Gst.init(None)
+    missing = [name for name in ("x264enc", "rtph264pay", "jpegenc") if not Gst.ElementFactory.find(name)]
+    if missing:
+        sys.exit(f"GStreamer has no {', '.join(missing)}")
     server = GstRtspServer.RTSPServer()
     server.set_address("127.0.0.1")
     server.set_service(options.port)
@@ -120,7 +128,7 @@ def main() -> None:
         server.get_mount_points().add_factory(f"/{number}", camera.factory)
     if not server.attach(None):
         sys.exit(f"port {options.port} is in use")
-    print(server.get_bound_port(), flush=True)
+    say(str(server.get_bound_port()))
     loop = GLib.MainLoop()
 
     def read_commands() -> None:

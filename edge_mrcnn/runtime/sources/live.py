@@ -284,7 +284,8 @@ class LiveSource:
             before = self._health
             if self._capture is not None:
                 self._damaged_before += self._capture.damaged
-            self._health = replace(before, state="lost", damaged=self._damaged_before, error=why)
+            state: CameraState = "ended" if self._closed.is_set() else "lost"
+            self._health = replace(before, state=state, damaged=self._damaged_before, error=why)
         self._release()
         if before.state != "lost" and not self._closed.is_set():
             logger.warning("%s is lost: %s; connecting again until it is back", self.uri, why)

@@ -1,13 +1,15 @@
 """`open_source`: which URI opens what, and what is said about those that open nothing."""
 
 import itertools
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from edge_mrcnn.errors import StreamError
-from edge_mrcnn.runtime.sources import open_source
+from edge_mrcnn.runtime import sources
+from edge_mrcnn.runtime.sources import known_schemes, open_source, register_source
 from edge_mrcnn.runtime.sources.files import VideoSource
 from edge_mrcnn.runtime.sources.pattern import PatternSource
 from edge_mrcnn.runtime.sources.pictures import PictureSource
@@ -159,7 +161,10 @@ def test_files_never_drop(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("{}/nothing.jpg", r"there is no source '.*nothing\.jpg'; check the path. Besides files there are bag://, csi://"),
+        (
+            "{}/nothing.jpg",
+            r"there is no source '.*nothing\.jpg'; check the path. Besides files there are bag://, csi://",
+        ),
         ("{}/*.zzz", r"no picture .* matches '.*\*\.zzz'$"),
         ("{}/*.txt", "matches 1 other files"),
         ("{}/empty", "holds no pictures .*subfolders are not searched"),
@@ -190,3 +195,21 @@ def test_pattern_is_the_same_for_the_same_seed_and_moves() -> None:
 @pytest.mark.parametrize("size", [(1, 1), (2, 300), (1920, 1080)])
 def test_pattern_of_any_size(size: tuple[int, int]) -> None:
     assert PatternSource(size).draw(10**6).shape == (size[1], size[0], 3)
+
+
+def test_schemes_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "_SCHEMES", dict(sources._SCHEMES))
+    register_source("one", lambda uri: open_source("test://8x8?frames=1&name=" + uri.partition("://")[2]))
+    register_source("two", "edge_mrcnn.runtime.sources.pattern:open_pattern")
+    assert open_source("one://front").name == "front"
+    assert open_source("two://8x8?name=rear").name == "rear"
+
+    point = EntryPoint("three", "edge_mrcnn.runtime.sources.pattern:open_pattern", sources.ENTRY_POINTS)
+    monkeypatch.setattr(sources.metadata, "entry_points", lambda group: [point] * (group == "edge_mrcnn.sources"))
+    assert open_source("three://8x8?name=left").name == "left"
+    assert {"one", "two", "three", "file", "rtsp"} <= set(known_schemes())
+
+
+def test_unknown_schemes_are_told_without_credentials() -> None:
+    with pytest.raises(ValueError, match=r"unknown scheme rtmp:// in 'rtmp://\*\*\*@cam/x'; known: bag://, csi://"):
+        open_source("rtmp://jane:pa55@cam/x")

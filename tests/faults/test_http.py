@@ -1,0 +1,164 @@
+"""Motion JPEG over HTTP from cameras that cut pictures, fall silent, hang up or never answer."""
+
+from __future__ import annotations
+
+import gc
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from itertools import count, islice, pairwise
+
+import numpy as np
+import pytest
+
+from edge_mrcnn.errors import StreamError
+from edge_mrcnn.runtime.sources import live, open_source
+from edge_mrcnn.runtime.sources.lane import Lane
+from tests.faults.servers import MjpegServer, frames_of, jpeg, part, wait_for
+
+pytest.importorskip("av", reason="PyAV is not installed")
+
+Write = Callable[[bytes], None]
+
+
+@pytest.fixture(autouse=True)
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "FIRST_RETRY_S", 0.02)
+    monkeypatch.setattr(live, "LAST_RETRY_S", 0.1)
+
+
+def stream(write: Write, first: int = 0, last: int | None = None) -> None:
+    """A picture every 20 ms."""
+    for number in count(first) if last is None else range(first, last):
+        write(part(jpeg(number % 10)))
+        time.sleep(0.02)
+
+
+def test_frames() -> None:
+    with MjpegServer(stream) as server, open_source(server.url() + "?drop=never") as source:
+        frames = list(islice(source, 20))
+    assert [frame.index for frame in frames] == list(range(20))
+    assert {frame.image.shape for frame in frames} == {(64, 96, 3)}
+    assert {frame.stamp_source for frame in frames} == {"host"}
+    assert {frame.camera for frame in frames} == {"cam_127_0_0_1"}
+    assert all(one.captured_ns < two.captured_ns for one, two in pairwise(frames))
+    assert abs(int(np.median(frames[0].image)) - 90) < 5  # the colours are what was sent
+
+
+def test_a_password() -> None:
+    with MjpegServer(stream) as server:
+        server.password = "amFuZTpwQHNz"  # jane:p@ss, as HTTP writes it
+        with open_source(server.url(userinfo="jane:p%40ss@")) as source:
+            assert next(iter(source)).image_hw == (64, 96)
+            assert "jane" not in source.uri
+        with pytest.raises(StreamError, match="refuses the user or the password") as caught:
+            open_source(server.url(userinfo="jane:wr0ng@"))
+        assert "jane" not in str(caught.value)
+        assert "wr0ng" not in str(caught.value)
+
+
+def test_what_is_ours_in_the_query_is_not_sent() -> None:
+    with MjpegServer(stream) as server, open_source(server.url() + "?name=a&channel=%31&timeout_s=3") as source:
+        assert source.name == "a"
+        assert server.paths == ["/video.mjpg?channel=%31"]
+
+
+def test_cut_pictures_are_counted_and_passed_over() -> None:
+    def cut(write: Write) -> None:
+        for number in count():
+            whole = jpeg(number % 10)
+            write(part(whole if number % 4 or number < 20 else whole[: len(whole) // 3]))
+            time.sleep(0.01)
+
+    with MjpegServer(cut) as server, open_source(server.url() + "?drop=never") as source:
+        for frame in source:
+            assert frame.image_hw == (64, 96)
+            if source.health.damaged >= 5 and frame.index > 40:
+                break
+        assert source.health.reconnects == 0
+
+
+def test_a_picture_of_another_size() -> None:
+    def grow(write: Write) -> None:
+        stream(write, last=30)
+        while True:
+            write(part(jpeg(1, (160, 120))))
+            time.sleep(0.02)
+
+    with MjpegServer(grow) as server, open_source(server.url()) as source:
+        assert next(frame.image_hw for frame in source if frame.image_hw != (64, 96)) == (120, 160)
+        assert source.health.reconnects == 0
+
+
+def test_a_camera_that_hangs_up_is_called_again() -> None:
+    with MjpegServer(lambda write: stream(write, last=30)) as server, open_source(server.url()) as source:
+        lane = Lane(source, drop="never")
+        lane.start()
+        assert len(list(islice(frames_of(lane), 70))) == 70
+        lane.stop(10)
+        assert lane.health.reconnects >= 2
+        assert len(server.seen) >= 3
+
+
+def test_silence_counts_as_lost() -> None:
+    def fall_silent(write: Write) -> None:
+        stream(write, last=30)
+        time.sleep(60)
+
+    with MjpegServer(fall_silent) as server, open_source(server.url() + "?timeout_s=0.5") as source:
+        lane = Lane(source)
+        lane.start()
+        wait_for(lambda: lane.health.reconnects >= 2)
+        assert lane.health.error == "no whole picture came for 0.5 s"
+        lane.stop(10)
+
+
+def test_a_server_that_never_answers() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        begin = time.monotonic()
+        with pytest.raises(StreamError, match=r"did not answer within 0.5 s; check that the camera is on \(ping 127"):
+            open_source(f"http://127.0.0.1:{deaf.getsockname()[1]}/?timeout_s=0.5")
+        assert time.monotonic() - begin < 5
+
+
+def test_something_else_than_video() -> None:
+    with MjpegServer(lambda write: write(b"<html>Welcome</html>" * 10)) as server, pytest.raises(StreamError):
+        open_source(server.url())
+
+
+def test_closing_ends_a_loop_that_waits_in_vain() -> None:
+    with MjpegServer(lambda write: stream(write, last=30)) as server, open_source(server.url()) as source:
+        loop = threading.Thread(target=lambda: [None for _ in source])
+        loop.start()
+        wait_for(lambda: source.health.frames > 5)
+        source.close()
+        loop.join(10)
+        assert not loop.is_alive()
+        assert source.health.state == "ended"
+        with pytest.raises(StreamError, match="is closed; open it again"):
+            next(iter(source))
+
+
+def test_a_source_is_read_once_at_a_time() -> None:
+    with MjpegServer(stream) as server, open_source(server.url()) as source:
+        frames = iter(source)
+        next(frames)
+        with pytest.raises(StreamError, match="already being read"):
+            next(iter(source))
+        frames.close()  # type: ignore[attr-defined]
+
+
+def test_fifty_connections_leave_nothing_behind() -> None:
+    with MjpegServer(lambda write: stream(write, last=3)) as server, open_source(server.url()) as source:
+        lane = Lane(source)
+        lane.start()
+        wait_for(lambda: lane.health.reconnects >= 10, 60)
+        gc.collect()
+        descriptors, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
+        wait_for(lambda: lane.health.reconnects >= 60, 120)
+        lane.stop(10)
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) <= descriptors + 2
+    assert threading.active_count() <= threads + 1
