@@ -178,7 +178,7 @@ function show(status) {
 function showHealth(status) {
   const cameras = status.cameras.length, bad = status.cameras.filter((camera) => camera.state === "lost");
   const sinks = status.sinks.filter((sink) => sink.error);
-  let text = cameras === 1 ? "Camera live" : `All ${cameras} cameras live`;
+  let text = ["", "Camera live", "Both cameras live"][cameras] ?? `All ${cameras} cameras live`;
   if (!cameras) text = "Waiting for a camera";
   else if (status.cameras.every((camera) => camera.state === "ended")) text = "Ended";
   else if (status.cameras.some((camera) => camera.state === "ended")) text = "Well";

@@ -1,6 +1,8 @@
 """What the tests of the live page share: frames, a run's status, and clients."""
 
 import http.client
+import json
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -110,3 +112,25 @@ def _links(folder: Path) -> Iterator[str]:
             yield f"{link.name} {link.readlink()}"
         except FileNotFoundError:  # the one that listed the folder
             continue
+
+
+def wait_for_camera(sink: WebSink, count: int = 1) -> dict[str, Any]:
+    def enough() -> dict[str, Any] | None:
+        status = read_status(sink)
+        return status if len(status["cameras"]) >= count else None
+
+    return wait_until(enough, f"{count} cameras in the status")
+
+
+def read_status(sink: WebSink) -> dict[str, Any]:
+    code, _, body = get(sink.url, "/status.json")
+    assert code == 200
+    return json.loads(body)
+
+
+def ask(sink: WebSink, text: str = "GET /cameras/front.mjpeg HTTP/1.1\r\nHost: localhost\r\n\r\n") -> socket.socket:
+    """A client that asks and never reads."""
+    client = socket.create_connection(("127.0.0.1", int(sink.url.split(":")[2][:-1])), timeout=10)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.sendall(text.encode())
+    return client
