@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+DEPTH = 5
+"""Messages of a topic that wait for a slow subscriber, as in ROS 2's sensor-data QoS."""
+
 
 @dataclass(frozen=True)
 class Outgoing:
@@ -14,8 +17,7 @@ class Outgoing:
         type_name: Such as `vision_msgs/msg/Detection2DArray`.
         data: CDR, little endian, with its 4-byte header: what rmw sends and MCAP stores.
         stamp_ns: Of the frame, nanoseconds; the same as in the message's header.
-        latched: Late subscribers get the last one: QoS transient local, depth 1. The others have sensor-data QoS: best
-            effort, volatile.
+        latched: Late subscribers get the last one: QoS transient local, depth 1. The others are volatile.
     """
 
     topic: str
