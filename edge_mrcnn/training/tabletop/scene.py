@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -259,12 +260,24 @@ def _lights(builder: _Builder, rng: Rng) -> None:
     builder.spec.visual.map.shadowclip, builder.spec.visual.map.shadowscale = 1.2, 0.95
 
 
-def build(rng: Rng, size: tuple[int, int], placed: list[Placed], fovy_deg: float, timestep_s: float = 0.004) -> Scene:
-    """Compiles a room with `placed` things, lights, and one camera with the vertical field of view `fovy_deg`."""
+def build(
+    rng: Rng,
+    size: tuple[int, int],
+    placed: list[Placed],
+    fovy_deg: float,
+    timestep_s: float = 0.004,
+    furnish: Callable[[Any], None] | None = None,
+) -> Scene:
+    """Compiles a room with `placed` things, lights, and one camera with the vertical field of view `fovy_deg`.
+
+    `furnish`, when given, adds bodies of its own, such as a robot's, to the `mujoco.MjSpec`.
+    """
     builder = _Builder(size, timestep_s)
     _room(builder, rng)
     _lights(builder, rng)
     builder.spec.worldbody.add_camera(name="eye", fovy=fovy_deg)
+    if furnish is not None:
+        furnish(builder.spec)
     for item in placed:
         builder.movable(item)
     model = builder.spec.compile()
