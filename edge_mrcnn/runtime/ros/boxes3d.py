@@ -21,7 +21,7 @@ flat object seen head-on has no deviation, but cameras have noise."""
 
 _MIN_POINTS = 10
 _MAX_POINTS = 2048
-"""Enough for a size within 3 %; a mask of half a 1080p picture has a million."""
+"""Enough for a size within a few percent; a mask of half a 1080p picture has a million."""
 
 
 class Box3D(NamedTuple):
@@ -66,24 +66,27 @@ def boxes_3d(
     if depth_m.shape != detections.image_hw:
         raise ValueError(f"depth must have the picture's size {detections.image_hw}, got {depth_m.shape}")
     found = []
+    focal = np.array([intrinsics[0, 0], intrinsics[1, 1], np.inf])
     for row, x, y, mask in iter_masks(detections.mask, detections.xyxy, detections.image_hw, threshold):
-        step = max(1, round(float(np.sqrt(mask.size / _MAX_POINTS))))
-        window = depth_m[y : y + mask.shape[0] : step, x : x + mask.shape[1] : step]
-        # The matrix of a picture of every `step`-th pixel that begins at (x, y).
+        step = max(1, int(np.sqrt(mask.size / _MAX_POINTS)))
+        middle = step // 2
+        window = depth_m[y + middle : y + mask.shape[0] : step, x + middle : x + mask.shape[1] : step]
+        # The matrix of a picture of every `step`-th pixel that begins at (x + middle, y + middle).
         matrix = intrinsics.copy()
-        matrix[:2, 2] -= (x, y)
+        matrix[:2, 2] -= (x + middle, y + middle)
         matrix[:2] /= step
-        points = unproject(window, matrix, mask[::step, ::step])
+        points = unproject(window, matrix, mask[middle::step, middle::step])
         if len(points) >= _MIN_POINTS:
-            low, high = _extent(points)
-            found.append(Box3D(row, (low + high) / 2, high - low))
+            low, high, distance = _extent(points)
+            side = distance * step / focal  # of what a point stands for: `step` pixels, seen from its distance
+            found.append(Box3D(row, (low + high) / 2, high - low + side))
     return found
 
 
-def _extent(points: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Least and greatest coordinates of the points whose depth is near the median."""
+def _extent(points: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], float]:
+    """Least and greatest coordinates of the points whose depth is near the median, and that."""
     depth = points[:, 2]
-    median = np.median(depth)
+    median = float(np.median(depth))
     away = np.abs(depth - median)
-    kept = points[away <= max(_SPREAD * _SCALE * float(np.median(away)), _NOISE * float(median))]
-    return kept.min(axis=0), kept.max(axis=0)
+    kept = points[away <= max(_SPREAD * _SCALE * float(np.median(away)), _NOISE * median)]
+    return kept.min(axis=0), kept.max(axis=0), median

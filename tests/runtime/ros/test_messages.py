@@ -178,7 +178,7 @@ def test_boxes_in_space_without_the_background_at_the_edge() -> None:
     assert size.z == pytest.approx(0.0)
     assert center.x == pytest.approx((20 - 39.5) / 100 * 2)
     assert center.y == pytest.approx((30 - 29.5) / 110 * 2)
-    assert (size.x, size.y) == (pytest.approx(16 / 100 * 2), pytest.approx(16 / 110 * 2))
+    assert (size.x, size.y) == (pytest.approx(17 / 100 * 2), pytest.approx(17 / 110 * 2))  # whole pixels
     assert first.results[0].pose.pose.position.z == center.z
     assert (first.id, first.results[0].hypothesis.class_id) == ("7", "2")
     assert second.bbox.center.position.z == pytest.approx(5.0)
