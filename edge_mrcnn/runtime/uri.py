@@ -57,6 +57,29 @@ def _convert(uri: str, name: str, value: str, kind: Callable[[str], Any]) -> Any
         raise ValueError(f"option {name} in {redact(uri)!r} cannot be {value!r}; expected {expected}") from error
 
 
+def as_flag(text: str) -> bool:
+    """0 or 1.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if text not in ("0", "1"):
+        raise ValueError(f"a switch is 0 or 1, got {text!r}")
+    return text == "1"
+
+
+def as_one_of(*words: str) -> Callable[[str], str]:
+    """What takes one of a few words, as an option's converter."""
+
+    def convert(text: str) -> str:
+        if text not in words:
+            raise ValueError(f"expected one of {', '.join(words)}, got {text!r}")
+        return text
+
+    convert.__doc__ = f"one of {', '.join(words)}"
+    return convert
+
+
 def camera_name(text: str) -> str:
     """A name for a camera that is fit for file names and ROS topics: `[a-z][a-z0-9_]*`.
 
