@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +20,7 @@ from edge_mrcnn.runtime.ros.outgoing import Outgoing
 from edge_mrcnn.runtime.sinks import SinkOptions
 from edge_mrcnn.runtime.sinks.partial import cannot_write
 from edge_mrcnn.runtime.sinks.recording import RecordingName, make_folder
-from edge_mrcnn.runtime.uri import take_options
+from edge_mrcnn.runtime.uri import as_one_of, take_options
 
 _FLUSH_S = 1.0
 """A chunk is closed and handed to the system this often; that much a killed run loses."""
@@ -231,14 +230,8 @@ def _split(uri: str, options: SinkOptions) -> tuple[Path, PictureMessage, SinkOp
     """The path, how pictures are written, and the options with those of the URI."""
     if not uri.startswith("mcap://"):
         return Path(uri), "compressed", options
-    kinds: dict[str, Callable[[str], Any]] = {"image": _picture, "segment_s": float, "mask_threshold": float}
-    bare, taken = take_options(uri, kinds)
+    bare, taken = take_options(
+        uri, {"image": as_one_of("none", "compressed", "raw"), "segment_s": float, "mask_threshold": float}
+    )
     image = taken.pop("image", "compressed")
     return Path(unquote(bare.removeprefix("mcap://"))), image, replace(options, **taken)
-
-
-def _picture(text: str) -> str:
-    """none, compressed or raw."""
-    if text not in ("none", "compressed", "raw"):
-        raise ValueError("no way to write pictures")
-    return text
