@@ -1,7 +1,7 @@
 """What this machine can run and build, and what to install for the rest: `examine`.
 
-Nothing is imported that is only asked about, except OpenCV, whose abilities only it can tell; nothing here crashes on
-a machine where something is missing or broken.
+Nothing is imported that is only asked about, except OpenCV and PyAV, whose abilities only they can tell; nothing here
+crashes on a machine where something is missing or broken.
 """
 
 from __future__ import annotations
@@ -15,17 +15,21 @@ import os
 import platform
 import re
 import shutil
+import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from edge_mrcnn import device
 from edge_mrcnn.errors import PluginError
+from edge_mrcnn.packages import GPU_ONLY, NEEDS, PACKAGES, find_package
 
 Status = Literal["ok", "missing", "note"]
+
+JETSON_ELEMENTS = ("nvarguscamerasrc", "nvv4l2decoder", "nvvidconv")
+"""Of GStreamer: a Jetson's CSI cameras and decoder."""
 
 OLDEST_PYTHON = (3, 10)
 
@@ -51,58 +55,6 @@ class Finding:
     remedy: str | None = None
 
 
-@dataclass(frozen=True)
-class Package:
-    """An optional package: how it is imported, under which names it is installed, what brings it and what it is for."""
-
-    module: str
-    distributions: tuple[str, ...]
-    extra: str
-    purpose: str
-
-
-_OPENCV = (
-    "opencv-python",
-    "opencv-python-headless",
-    "opencv-contrib-python",
-    "opencv-contrib-python-headless",
-    "opencv",
-)
-
-PACKAGES = (
-    Package("cv2", _OPENCV, "vision", "pictures, videos, cameras"),
-    Package("onnxruntime", ("onnxruntime", "onnxruntime-gpu"), "cpu", "running model.onnx on the CPU"),
-    Package("onnx", ("onnx",), "compile", "passes over the model"),
-    Package("onnx_graphsurgeon", ("onnx-graphsurgeon",), "compile", "passes over the model"),
-    Package("tensorrt_rtx", ("tensorrt-rtx",), "rtx", "engines for RTX desktops, built with or without a GPU"),
-    Package("tensorrt", ("tensorrt",), "tensorrt", "engines for Jetsons and data-centre GPUs, built on the device"),
-    Package("cuda", ("cuda-core",), "gpu-cu13", "running engines (gpu-cu12 for CUDA 12)"),
-    Package("pycocotools", ("pycocotools",), "eval", "COCO average precision"),
-    Package("jinja2", ("Jinja2",), "eval", "reports of comparisons"),
-    Package("matplotlib", ("matplotlib",), "eval", "charts"),
-    Package("torch", ("torch",), "train", "training and export"),
-    Package("torchvision", ("torchvision",), "train", "training and export"),
-    Package("onnxscript", ("onnxscript",), "train", "export"),
-    Package("mujoco", ("mujoco",), "tabletop", "generating the sample world"),
-)
-
-GPU_ONLY = ("tensorrt", "cuda")
-
-NEEDS: dict[str, tuple[str, ...]] = {
-    "train": ("torch", "torchvision", "pycocotools", "cv2"),
-    "export": ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime"),
-    "calibrate": ("onnx", "onnx_graphsurgeon", "onnxruntime", "cv2"),
-    "sensitivity": ("onnx", "onnx_graphsurgeon", "onnxruntime", "cv2", "pycocotools"),
-    "build": ("onnx", "onnx_graphsurgeon", "onnxruntime", "tensorrt or tensorrt_rtx"),
-    "run": ("onnxruntime", "cv2"),
-    "eval": ("onnxruntime", "cv2", "pycocotools"),
-    "compare": ("onnx", "onnx_graphsurgeon", "onnxruntime", "cv2", "pycocotools", "jinja2", "matplotlib"),
-    "bench": ("onnxruntime", "cv2"),
-    "inspect": ("onnx", "onnx_graphsurgeon"),
-}
-"""Packages each verb takes."""
-
-
 def examine() -> list[Finding]:
     """Find out what this machine can run and build, most general first."""
     gpus = device.find_gpus()
@@ -111,6 +63,7 @@ def examine() -> list[Finding]:
         *_examine_packages(gpus),
         *_examine_tensorrt(gpus),
         *_examine_video(),
+        *_examine_pyav(),
         *_examine_rendering(),
         *_examine_verbs(gpus),
     ]
@@ -134,21 +87,6 @@ def to_lines(findings: Iterable[Finding]) -> list[str]:
         if finding.remedy:
             lines.append(f"           -> {finding.remedy}")
     return lines
-
-
-def find_package(package: Package) -> str | None:
-    """Version of an installed package without importing it, `unknown version` where it is not noted, else None."""
-    try:
-        if importlib.util.find_spec(package.module) is None:
-            return None
-    except (ImportError, ValueError):
-        return None
-    for distribution in package.distributions:
-        try:
-            return importlib.metadata.version(distribution)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return None if package.module == "cuda" else "unknown version"  # other packages lie in that namespace too
 
 
 def _examine_machine(gpus: list[device.Gpu]) -> Iterable[Finding]:
@@ -286,23 +224,49 @@ def _examine_video() -> Iterable[Finding]:
         yield Finding("video", "OpenCV", "missing", f"cannot be imported ({error})", remedy)
         return
     information = cv2.getBuildInformation()
-    for name in ("FFMPEG", "GStreamer", "v4l/v4l2"):
+    for name in ("FFMPEG", "v4l/v4l2"):
         found = re.search(rf"^\s*{name}:\s*(\S+)", information, re.MULTILINE)
         yield Finding("video", f"reads through {name}", "note", found[1].lower() if found else "no")
-    if _can_write_video(cv2):
-        yield Finding("video", "writes video", "ok", "mp4")
-    else:
-        yield Finding("video", "writes video", "missing", "no mp4 encoder in this OpenCV", "pip install opencv-python")
+    yield _examine_gstreamer(information)
     yield _examine_window(information)
 
 
-def _can_write_video(cv2: Any) -> bool:
-    with tempfile.TemporaryDirectory() as folder:
-        writer = cv2.VideoWriter(f"{folder}/try.mp4", cv2.VideoWriter_fourcc(*"mp4v"), 10.0, (64, 64))
-        try:
-            return bool(writer.isOpened())
-        finally:
-            writer.release()
+def _examine_gstreamer(information: str) -> Finding:
+    """Whether OpenCV has GStreamer, and on a Jetson whether that knows its hardware."""
+    name, what = "reads through GStreamer", "csi://, gst:// and decode=hardware"
+    jetson = device.jetson_model() is not None
+    if not re.search(r"^\s*GStreamer:\s*YES", information, re.MULTILINE):
+        if jetson:
+            remedy = f"pip uninstall opencv-python opencv-python-headless; {ON_JETSON}"
+            return Finding("video", name, "missing", f"not in this OpenCV, for {what}", remedy)
+        return Finding("video", name, "note", f"no, as in every OpenCV of pip's; {what} take the system's OpenCV")
+    if not jetson:
+        return Finding("video", name, "ok", "yes, for gst://; csi:// and decode=hardware are for a Jetson")
+    tool = shutil.which("gst-inspect-1.0")
+    missing = [
+        element
+        for element in JETSON_ELEMENTS
+        if tool and subprocess.run([tool, "--exists", element], check=False, capture_output=True).returncode
+    ]
+    if missing:
+        remedy = "sudo apt-get install nvidia-l4t-gstreamer"
+        return Finding("video", name, "missing", f"{', '.join(missing)} not installed, for {what}", remedy)
+    return Finding("video", name, "ok", f"yes, for {what}")
+
+
+def _examine_pyav() -> Iterable[Finding]:
+    """What reads network cameras, and with which encoder it writes videos."""
+    try:
+        import av
+    except Exception as error:  # a broken library raises whatever it likes
+        detail = "not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be imported ({error})"
+        yield Finding("video", "PyAV", "missing", f"{detail}, for network cameras and videos", _install("video"))
+        return
+    yield Finding("video", "PyAV", "ok", f"{av.__version__}, for network cameras and videos")
+    if "libx264" in av.codecs_available:
+        yield Finding("video", "writes video", "ok", "H.264")
+    else:
+        yield Finding("video", "writes video", "note", "MPEG-4: this FFmpeg has no libx264; pip's PyAV has it")
 
 
 def _examine_window(information: str) -> Finding:

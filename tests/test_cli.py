@@ -87,5 +87,5 @@ def test_every_extra_exists() -> None:
     extras = project["optional-dependencies"]
     for package, extra in cli.EXTRA_OF.items():
         names = [line.partition(">")[0].partition("=")[0].partition("<")[0] for line in extras[extra]]
-        distribution = {"cv2": "opencv-python"}.get(package, package.replace("_", "-"))
+        distribution = {"cv2": "opencv-python", "zenoh": "eclipse-zenoh"}.get(package, package.replace("_", "-"))
         assert distribution in names, (package, extra)

@@ -9,13 +9,14 @@ import pytest
 
 from edge_mrcnn import cli, device, doctor
 from edge_mrcnn.device import Gpu
-from edge_mrcnn.doctor import Finding, Package, examine, find_package, to_json, to_lines
+from edge_mrcnn.doctor import Finding, examine, to_json, to_lines
 from edge_mrcnn.gpu import library
 from edge_mrcnn.gpu.library import BuildRecord
+from edge_mrcnn.packages import NEEDS, PACKAGES, Package, find_package
 
 GPU = Gpu("NVIDIA RTX 4090", (8, 9), 24 << 30)
 
-ALL = {package.module: "1.0" for package in doctor.PACKAGES}
+ALL = {package.module: "1.0" for package in PACKAGES}
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, gpus: list[Gpu] | None = None, missing: tuple[str, ...] = ()) -> None:
@@ -54,6 +55,7 @@ VERBS = [
     ("sensitivity", "pycocotools", "pip install 'edge-mrcnn[eval]'"),
     ("compare", "jinja2", "pip install 'edge-mrcnn[eval]'"),
     ("bench", "onnxruntime", "pip install 'edge-mrcnn[cpu]'"),
+    ("soak", "av", "pip install 'edge-mrcnn[video]'"),
     ("inspect", "onnx", "pip install 'edge-mrcnn[compile]'"),
 ]
 
@@ -71,13 +73,13 @@ def test_a_verb_that_cannot_run_says_what_to_install(
 
 
 def test_every_verb_of_the_cli_is_examined() -> None:
-    assert set(doctor.NEEDS) | {"doctor"} == set(cli.VERBS)
+    assert set(NEEDS) | {"doctor"} == set(cli.VERBS)
 
 
 def test_every_extra_named_is_one_of_the_projects() -> None:
     tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no TOML reader")
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
-    assert {package.extra for package in doctor.PACKAGES} <= set(project["optional-dependencies"])
+    assert {package.extra for package in PACKAGES} <= set(project["optional-dependencies"])
 
 
 def test_a_full_tensorrt_builds_only_beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,6 +129,77 @@ def test_a_broken_opencv_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "libGL.so.1" in finding.detail
     assert finding.remedy is not None
     assert "apt-get install -y libgl1" in finding.remedy
+
+
+GSTREAMERS = [
+    # build information, a Jetson, elements missing, status, what is said, remedy
+    ("  GStreamer:   NO\n", False, (), "note", "as in every OpenCV of pip's", None),
+    ("  GStreamer:   NO\n", True, (), "missing", "not in this OpenCV", "pip uninstall opencv-python"),
+    ("  GStreamer:   YES (1.22.0)\n", False, ("nvvidconv",), "ok", "for gst://", None),
+    ("  GStreamer:   YES (1.20.3)\n", True, (), "ok", "for csi://, gst:// and decode=hardware", None),
+    (
+        "  GStreamer:   YES (1.20.3)\n",
+        True,
+        ("nvarguscamerasrc", "nvvidconv"),
+        "missing",
+        "nvarguscamerasrc, nvvidconv not installed",
+        "nvidia-l4t-gstreamer",
+    ),
+]
+
+
+@pytest.mark.parametrize(("information", "jetson", "missing", "status", "detail", "remedy"), GSTREAMERS)
+def test_gstreamer(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    information: str,
+    jetson: bool,
+    missing: tuple[str, ...],
+    status: str,
+    detail: str,
+    remedy: str | None,
+) -> None:
+    """By a tool that knows all elements but those."""
+    tool = tmp_path / "gst-inspect-1.0"
+    tool.write_text(f'#!/bin/sh\ncase " {" ".join(missing)} " in *" $2 "*) exit 1;; esac\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(device, "jetson_model", lambda: "NVIDIA Jetson Orin Nano" if jetson else None)
+    finding = doctor._examine_gstreamer(information)
+    assert finding.status == status
+    assert detail in finding.detail
+    assert (remedy or "") in (finding.remedy or "")
+
+
+def test_pyav(monkeypatch: pytest.MonkeyPatch) -> None:
+    av = pytest.importorskip("av", reason="PyAV is not installed")
+    assert look_up("video", "PyAV").detail.startswith(av.__version__)
+    monkeypatch.setattr(av, "codecs_available", {"mpeg4"})
+    assert look_up("video", "writes video").detail.startswith("MPEG-4")
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert look_up("video", "PyAV").remedy == "pip install 'edge-mrcnn[video]'"
+
+
+LIVE = [
+    # package, distribution, extra
+    ("av", "av", "video"),
+    ("aiohttp", "aiohttp", "web"),
+    ("prometheus_client", "prometheus-client", "web"),
+    ("rosbags", "rosbags", "ros"),
+    ("mcap", "mcap", "ros"),
+    ("cyclonedds", "cyclonedds", "dds"),
+    ("zenoh", "eclipse-zenoh", "zenoh"),
+]
+
+
+def test_what_live_runs_take_besides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told of where it is missing, but `run` goes without."""
+    pretend(monkeypatch, missing=tuple(module for module, _, _ in LIVE))
+    findings = {finding.name: finding for finding in examine() if finding.area in ("packages", "verbs")}
+    for _, distribution, extra in LIVE:
+        found = findings[distribution]
+        assert (found.status, found.remedy) == ("missing", f"pip install 'edge-mrcnn[{extra}]'")
+    assert findings["run"].status == "ok"
 
 
 GUIS = [
