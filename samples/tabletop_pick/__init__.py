@@ -1,0 +1,1 @@
+"""A robot's loop closed in simulation: camera, detector, grasp, gripper. `python -m samples.tabletop_pick`."""
