@@ -5,19 +5,23 @@
 | `photo.jpg` | one picture: jpg png bmp tif webp |
 | `photos/` | the pictures of a folder, sorted by name, without those of its subfolders |
 | `photos/*.png` | a glob (quoted, or the shell expands it) |
+| `photos/frame_%04d.png` | a numbered sequence, from its first number on |
 | `clip.mp4` | a video file |
+| `file:///path/clip.mp4?live=1&loop=1` | the same at its own pace, like a camera; `loop`: again and again |
 | `drive.mcap`, `drive.bag`, `drive/`, `bag:///path/drive.mcap?topic=/front/image_raw` | a camera of a ROS bag |
 | `/dev/video0`, `v4l2:///dev/video0?width=1280&height=720&fps=30&fourcc=MJPG` | a camera of this machine |
 | `rtsp://user:password@host/path?transport=tcp`, `rtsps://` | a network camera; `transport=udp` on request |
 | `http://host/video.mjpg`, `https://` | Motion JPEG, MPEG-TS, HLS and what else FFmpeg reads over HTTP |
-| `csi://0?width=1280&height=720&fps=30` | a CSI camera of a Jetson |
-| `gst://v4l2src device=/dev/video0 ! videoconvert` | a camera by a GStreamer pipeline of your own |
-| `test://640x480?frames=30&fps=30&seed=0` | a moving test pattern, width x height |
+| `csi://0?width=1280&height=720&fps=30&flip=0` | a CSI camera of a Jetson |
+| `gst://v4l2src device=/dev/video0` | a camera by a GStreamer pipeline of your own |
+| `test://640x480?fps=30&seed=0` | a moving test pattern, width x height, as a camera |
+| `test://640x480?frames=30` | the same as a video of 30 frames |
 
-Cameras take these options too: `name` (what it is called in records, topics and on pages; made from the host or the
-device when not given), `frame_id` (its coordinate frame in ROS), `drop` (`auto` and `oldest`: who is slow gets the
-newest frame; `never`: the camera waits), `timeout_s` (5: a camera that gives nothing for so long counts as lost). What
-else stands in the query of `rtsp://` and `http://` is the server's. A path without a scheme has no query.
+All with a query take `name` (what it is called in records, topics and on pages; made from the file, host or device when
+not given) and `frame_id` (its coordinate frame in ROS). Cameras also take `drop` (`auto` and `oldest`: who is slow gets
+the newest frame; `never`: the camera waits), and those that can be lost `timeout_s` (5: what gives nothing for so long
+counts as lost). With `decode=hardware`, videos and `rtsp://` are decoded by a Jetson. What else stands in the query of
+`rtsp://` and `http://` is the server's. A path without a scheme has no query.
 
 Other packages add schemes by `register_source` or the entry points `edge_mrcnn.sources`.
 """
