@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -274,3 +275,20 @@ def test_a_closed_sink_is_closed(tmp_path: Path) -> None:
     with pytest.raises(StreamError, match="closed"):
         sink.write(frame_of(0), detections_of(0))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_does_not_grow_with_the_recording(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (480, 640, 3), np.uint8)
+    frame, nothing = Frame(noise, camera="front"), Detections.empty((480, 640), 28)
+    with McapSink(f"mcap://{tmp_path}/out.mcap?image=raw", OPTIONS) as sink:
+        for _ in range(10):
+            sink.write(frame, nothing)
+        tracemalloc.start()
+        try:
+            for _ in range(60):  # 92 MB
+                sink.write(frame, nothing)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak < 50e6
+    assert (tmp_path / "out.mcap").stat().st_size > 60e6
