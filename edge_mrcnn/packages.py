@@ -70,7 +70,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "eval": ("onnxruntime", "cv2", "pycocotools"),
     "compare": ("onnx", "onnx_graphsurgeon", "onnxruntime", "cv2", "pycocotools", "jinja2", "matplotlib"),
     "bench": ("onnxruntime", "cv2"),
-    "soak": ("onnxruntime", "cv2", "av"),
+    "soak": ("onnxruntime", "cv2", "av", "aiohttp", "prometheus_client", "rosbags", "mcap"),
     "inspect": ("onnx", "onnx_graphsurgeon"),
 }
 """Packages each verb takes."""
