@@ -203,16 +203,14 @@ def run_pipeline(
         names = unique_names([source.name for source in opened])
         monitor = Monitor(detector, opened, names)
         wake = threading.Event()
+        caught = stack.enter_context(catch_signals())  # before the sinks: they are closed in peace
         for sink in sinks:
             stack.enter_context(_outlet(sink, monitor, wake, options))
         tracked = frozenset(name for source, name in zip(opened, names, strict=True) if _is_tracked(source, options))
         supervisor = _assemble(detector, Batcher(opened, names), monitor, tracked, wake, options)
         begin = time.perf_counter()
         live = any(source.live for source in opened)
-        with (
-            catch_signals() as caught,
-            display(options.status, monitor, live=live, total=_total(opened, options.max_frames)) as tick,
-        ):
+        with display(options.status, monitor, live=live, total=_total(opened, options.max_frames)) as tick:
             supervisor.run(caught, stop, tick)
         return _summary(monitor, opened, time.perf_counter() - begin, supervisor.interrupted)
 

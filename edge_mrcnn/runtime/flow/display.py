@@ -120,8 +120,9 @@ def _each_second(tell: Callable[[], object]) -> Callable[[], None]:
         now = time.monotonic()
         if now >= due:
             due = now + _EVERY_S
-            tell()
-            sys.stderr.flush()
+            with contextlib.suppress(OSError):  # nobody reads it any more: no reason to stop
+                tell()
+                sys.stderr.flush()
 
     return tick
 

@@ -84,8 +84,8 @@ class Monitor:
             result.open = len(self.outlets)
         if not self.outlets:
             self._count_out(result)
-        for outlet in self.outlets:
-            outlet.put(result)
+        for outlet in sorted(self.outlets, key=lambda outlet: outlet.sink.kind == "record"):
+            outlet.put(result)  # views first: they never wait
 
     def settle(self, result: Result, whole: bool) -> None:
         """A sink is through with a result; not `whole` where a sink that records failed on it."""
@@ -144,7 +144,7 @@ class Monitor:
         )
 
     def cameras(self) -> tuple[CameraSummary, ...]:
-        """What came of each camera so far."""
+        """What came of each camera, when its lane has ended; what is still in there counts as dropped."""
         return tuple(camera.summary() for camera in self._cameras)
 
 
@@ -181,15 +181,16 @@ class _Camera:
         )
 
     def summary(self) -> CameraSummary:
+        left = sum(1 for _ in iter(self.lane.take, None)) if self.lane is not None else 0
         health = self.health
         return CameraSummary(
-            self.name,
-            self.source.uri,
-            health.frames,
-            self.out,
-            health.dropped,
-            health.damaged,
-            health.reconnects,
+            name=self.name,
+            uri=self.source.uri,
+            frames_in=health.frames,
+            frames_out=self.out,
+            dropped=health.dropped + left,
+            damaged=health.damaged,
+            reconnects=health.reconnects,
         )
 
 

@@ -7,7 +7,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from edge_mrcnn.detections import Detections
 from edge_mrcnn.frame import Frame
@@ -15,9 +14,7 @@ from edge_mrcnn.runtime.detector import Detector, PendingDetections
 from edge_mrcnn.runtime.flow.batcher import Batcher
 from edge_mrcnn.runtime.flow.result import Draw, Result
 from edge_mrcnn.runtime.metrics import Timings
-
-if TYPE_CHECKING:
-    from edge_mrcnn.runtime.tracker import Tracker
+from edge_mrcnn.runtime.tracker import Tracker
 
 
 @dataclass(frozen=True)
@@ -128,8 +125,6 @@ class NetworkThread:
         if frame.camera not in self._tracked:
             return detections
         if frame.camera not in self._trackers:
-            from edge_mrcnn.runtime.tracker import Tracker
-
             self._trackers[frame.camera] = Tracker()
         # A camera's stamps may jump with somebody's clock; of files only the position counts.
         time_ns = frame.captured_ns if self._batcher.lanes[lane].source.live else frame.stamp_ns

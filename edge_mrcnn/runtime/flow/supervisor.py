@@ -66,8 +66,8 @@ class Supervisor:
             self._network.start()
             self._batcher.start()
             while not self._network.done:
-                self._attend(tick)
                 self._look(caught, stop)
+                self._attend(tick)
             self._batcher.ask_to_stop()
             self._flush(tick)
         except BaseException:

@@ -64,8 +64,8 @@ def camera() -> Iterator[Callable[..., Camera]]:
 
 
 def balanced(summary: RunSummary) -> bool:
-    """Whether every frame that came is accounted for; one a camera may have come while the run stopped."""
-    return all(one.frames_in - one.frames_out - one.dropped in (0, 1) for one in summary.cameras)
+    """Whether every frame that came is accounted for."""
+    return all(one.frames_in == one.frames_out + one.dropped for one in summary.cameras)
 
 
 @pytest.mark.parametrize("batch", [1, 4])
@@ -325,7 +325,7 @@ def test_a_stop_that_was_wished_for_before(model: Path) -> None:
     stop.set()
     summary = run_pipeline(model, [PatternSource((8, 8))], stop=stop)
     assert summary.interrupted
-    assert summary.frames <= 100
+    assert summary.frames <= 5
 
 
 def test_a_limit_holds_for_cameras(model: Path, camera) -> None:
@@ -333,6 +333,7 @@ def test_a_limit_holds_for_cameras(model: Path, camera) -> None:
     options = RunOptions(max_frames=7, batch=2, status="off")
     summary = run_pipeline(model, [camera("a").source, camera("b").source], [record], options)
     assert (summary.frames, len(record.seen), summary.interrupted) == (7, 7, False)
+    assert balanced(summary)
 
 
 def test_a_network_that_fails_ends_the_run_with_what_was_found_written(
