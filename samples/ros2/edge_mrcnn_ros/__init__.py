@@ -1,0 +1,1 @@
+"""Instance masks of a camera's pictures as ROS 2 topics."""
