@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -114,16 +114,18 @@ class BagSource:
         self.uri = str(path)
         self._reader = open_reader(Path(path))
         try:
-            topics = _Topics(self._reader, self.uri)
-            self._topic = topics.choose(topic)
-            self._depth = topics.check(depth, (_IMAGE,)) if depth else ""
+            self._topic = topic or _only_camera(self._reader, self.uri)
+            self._depth = depth
+            _check_topic(self._reader, self.uri, self._topic, (_IMAGE, _COMPRESSED))
+            if depth:
+                _check_topic(self._reader, self.uri, depth, (_IMAGE,))
         except BaseException:
             self._reader.close()
             raise
         base = self._topic.removesuffix("/compressed")
         self._rectified = "rect" in base.rpartition("/")[2]
         info = f"{base.rpartition('/')[0]}/camera_info"
-        self._info = info if self._reader.types.get(info) == _INFO else ""
+        self._info = info if self._reader.types.get(info) == _INFO and self._reader.counts[info] else ""
         self._frame_id = frame_id
         self.name = name or _name(base, Path(path))
         self.length: int | None = self._reader.counts[self._topic]
@@ -169,7 +171,8 @@ class BagSource:
         self._count(self._reader.damaged - already)
         yield from self._numbered(pairs.rest())
         if not self.health.frames:
-            raise StreamError(f"not one picture of {self._topic} in {self.uri} can be read; the last problem: {last}")
+            why = f"the last problem: {last}" if last else "there are none"
+            raise StreamError(f"not one picture of {self._topic} in {self.uri} can be read; {why}")
         self.health = replace(self.health, state="ended")
 
     def _count(self, damaged: int) -> None:
@@ -229,49 +232,39 @@ class BagSource:
         self.close()
 
 
-@dataclass(frozen=True)
-class _Topics:
-    """What a bag offers."""
+def _only_camera(reader: BagReader, uri: str) -> str:
+    """The topic of the pictures of the only camera there is."""
+    cameras: dict[str, str] = {}
+    for topic in sorted(reader.types):  # a picture's own topic comes before its compressed one
+        if _shows_pictures(reader, topic):
+            cameras.setdefault(topic.removesuffix("/compressed"), topic)
+    topics = list(cameras.values())
+    if not topics:
+        raise StreamError(f"{uri} holds no pictures; its topics: {_listed(reader)}")
+    if len(topics) > 1:
+        example = f"bag://{Path(uri).absolute()}?topic={topics[0]}"
+        raise StreamError(f"{uri} holds {len(topics)} cameras; choose one: {example} ({', '.join(topics)})")
+    return topics[0]
 
-    reader: BagReader
-    uri: str
 
-    def choose(self, topic: str) -> str:
-        """The topic of the pictures: the one asked for, or that of the only camera."""
-        if topic:
-            return self.check(topic, (_IMAGE, _COMPRESSED))
-        cameras: dict[str, str] = {}
-        for name in sorted(self.reader.types):  # a picture's own topic comes before its compressed one
-            if self._shows_pictures(name):
-                cameras.setdefault(name.removesuffix("/compressed"), name)
-        if len(cameras) == 1:
-            return next(iter(cameras.values()))
-        if not cameras:
-            raise StreamError(f"{self.uri} holds no pictures; its topics: {self._listed()}")
-        example = f"bag://{Path(self.uri).absolute()}?topic={next(iter(cameras.values()))}"
-        raise StreamError(
-            f"{self.uri} holds {len(cameras)} cameras; choose one: {example} ({', '.join(cameras.values())})"
-        )
+def _shows_pictures(reader: BagReader, topic: str) -> bool:
+    """Whether there is a picture to look at, by its first message: maps of depth and of objects are images too."""
+    kind = reader.types[topic]
+    if kind not in (_IMAGE, _COMPRESSED) or not reader.counts[topic]:
+        return False
+    first = first_message(reader, topic)
+    if first is None:
+        return False
+    return is_picture(first.encoding) if kind == _IMAGE else "compressedDepth" not in first.format
 
-    def check(self, topic: str, types: tuple[str, ...]) -> str:
-        if self.reader.types.get(topic) not in types:
-            raise StreamError(f"{self.uri} has no topic {topic} of {' or '.join(types)}; its topics: {self._listed()}")
-        return topic
 
-    def _shows_pictures(self, topic: str) -> bool:
-        """Whether there is a picture to look at, by its first message: maps of depth and of objects are images too."""
-        kind = self.reader.types[topic]
-        if kind not in (_IMAGE, _COMPRESSED) or not self.reader.counts[topic]:
-            return False
-        first = first_message(self.reader, topic)
-        if first is None:
-            return False
-        return is_picture(first.encoding) if kind == _IMAGE else "compressedDepth" not in first.format
+def _check_topic(reader: BagReader, uri: str, topic: str, types: tuple[str, ...]) -> None:
+    if reader.types.get(topic) not in types:
+        raise StreamError(f"{uri} has no topic {topic} of {' or '.join(types)}; its topics: {_listed(reader)}")
 
-    def _listed(self) -> str:
-        return (
-            ", ".join(f"{topic} ({kind or 'unknown'})" for topic, kind in sorted(self.reader.types.items())) or "none"
-        )
+
+def _listed(reader: BagReader) -> str:
+    return ", ".join(f"{topic} ({kind or 'unknown'})" for topic, kind in sorted(reader.types.items())) or "none"
 
 
 class _Pairs:

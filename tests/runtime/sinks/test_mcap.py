@@ -18,6 +18,7 @@ import pytest
 from edge_mrcnn import Detections, Frame, StreamError
 from edge_mrcnn.runtime.sinks import SinkOptions
 from edge_mrcnn.runtime.sinks.mcap import McapSink
+from edge_mrcnn.runtime.sources import open_source
 
 mcap = pytest.importorskip("mcap.reader", reason="needs edge-mrcnn[ros]")
 mcap_ros2 = pytest.importorskip("mcap_ros2.decoder", reason="needs mcap-ros2-support")
@@ -221,6 +222,8 @@ def test_kill_9_leaves_all_but_the_last_second(tmp_path: Path) -> None:
 
     assert kept == list(range(len(kept)))
     assert written[last] - written[len(kept) - 1] < 1.2
+    with open_source(path) as source:  # and we read it as it is
+        assert [frame.stamp_ns for frame in source] == [frame_of(index).stamp_ns for index in kept]
 
 
 def salvage(path: Path) -> list:
