@@ -138,7 +138,6 @@ class WebSink:
         if self._server is not None:
             server, self._server = self._server, None
             server.close()
-            self._pictures.close()
 
     def __enter__(self) -> WebSink:
         return self
@@ -156,6 +155,8 @@ def _parse(uri: str) -> _Address:
         port = _DEFAULT_PORT if parts.port is None else parts.port
     except ValueError as error:
         raise ValueError(f"the port of {redact(uri)!r} must be a number from 0 to 65535") from error
+    if parts.path not in ("", "/") or parts.username is not None:
+        raise ValueError(f"{redact(uri)!r} must be mjpeg://HOST:PORT; a secret goes into the query: ?token=...")
     for name, least, most in (("width", 16, 65535), ("quality", 1, 100), ("clients", 1, 100)):
         if name in options and not least <= options[name] <= most:
             raise ValueError(f"{name} in {redact(uri)!r} must be from {least} to {most}, got {options[name]}")
@@ -184,7 +185,7 @@ def _bind(address: _Address) -> socket.socket:
     try:
         family, _, _, _, where = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
         both = address.host == "::" and socket.has_dualstack_ipv6()
-        listener = socket.create_server(where[:2], family=family, backlog=64, dualstack_ipv6=both)
+        listener = socket.create_server(where[:2], family=family, dualstack_ipv6=both)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             other = f"mjpeg://{_bracket(address.host)}:{address.port + 1}"

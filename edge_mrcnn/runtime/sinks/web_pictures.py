@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,8 +13,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from edge_mrcnn.errors import StreamError
 from edge_mrcnn.runtime.annotate import Picture
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -22,7 +24,7 @@ class _Shot:
 
     number: int
     draw: Callable[[], Picture] | None
-    jpeg: asyncio.Future[bytes] | None = None
+    jpeg: asyncio.Future[bytes | None] | None = None
 
 
 class Pictures:
@@ -46,6 +48,7 @@ class Pictures:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._encoder = ThreadPoolExecutor(1, "edge-mrcnn-web-jpeg")
         self._watching = 0
+        self._failed = False
 
     @property
     def watched(self) -> bool:
@@ -74,9 +77,6 @@ class Pictures:
 
         Returns:
             Its number and its JPEG.
-
-        Raises:
-            StreamError: It cannot be encoded.
         """
         self._loop = asyncio.get_running_loop()
         waiters = self._waiters.setdefault(camera, set())
@@ -86,28 +86,40 @@ class Pictures:
             try:
                 shot = self._newest.get(camera)
                 if shot is not None and shot.number > number:
-                    return shot.number, await self._encoded(shot)
-                await waiter
+                    number = shot.number
+                    jpeg = await self._encoded(shot)
+                    if jpeg is not None:
+                        return number, jpeg
+                else:
+                    await waiter
             finally:
                 waiters.discard(waiter)
 
-    async def _encoded(self, shot: _Shot) -> bytes:
+    async def _encoded(self, shot: _Shot) -> bytes | None:
         if shot.jpeg is None:
             shot.jpeg = asyncio.get_running_loop().run_in_executor(self._encoder, self._encode, shot)
         return await asyncio.shield(shot.jpeg)  # a viewer that leaves must not take it from the others
 
-    def _encode(self, shot: _Shot) -> bytes:
-        assert shot.draw is not None
-        picture: Any = shot.draw()
-        shot.draw = None  # frees the frame
+    def _encode(self, shot: _Shot) -> bytes | None:
+        """The JPEG; None where none can be made: one bad picture must not end the streams of all."""
+        draw, shot.draw = shot.draw, None  # frees the frame afterwards
+        try:
+            return self._to_jpeg(draw() if draw else None)
+        except Exception:
+            if not self._failed:
+                logger.exception(
+                    "a picture for the live page cannot be made; it is left out, as will be all others like it"
+                )
+            self._failed = True
+            return None
+
+    def _to_jpeg(self, picture: Any) -> bytes:
         height, width = picture.shape[:2]
         if width > self._width:
             size = (self._width, max(1, round(height * self._width / width)))
             picture = cv2.resize(np.ascontiguousarray(picture), size, interpolation=cv2.INTER_AREA)
         picture = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
-        encoded, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, self._quality])
-        if not encoded:
-            raise StreamError(f"OpenCV cannot make a JPEG of a picture of shape {picture.shape}; reinstall OpenCV")
+        _, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, self._quality])
         return bytes(data.tobytes())
 
     def _wake(self, camera: str) -> None:

@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 _CONNECTIONS = 128
 """Open at once, whoever they are: they must never take the run's file descriptors. A page takes up to six at first."""
 
+_BURST = 16
+"""So many more may slip in at once: asyncio counts a connection a moment after it has accepted it."""
+
 _STOP_S = 5.0
 
 
@@ -50,7 +53,7 @@ class PageServer:
             listener: Bound socket; closed with the server.
             token: What clients have to show, or None.
             clients: Pages and streams open at once.
-            pictures: Of the cameras.
+            pictures: Of the cameras; closed with the server.
             status: Gives the run's status.
             class_names: `class_names[class_id]`, for the colours.
         """
@@ -87,6 +90,7 @@ class PageServer:
         except Exception:
             logger.exception("the page's server ended; the run goes on without it")
         finally:
+            self._pictures.close()  # while there is a loop that a picture just finished can be handed to
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
             self._loop.close()
             self._listener.close()
@@ -107,7 +111,7 @@ class PageServer:
         def admit() -> asyncio.Protocol:
             return _TurnAway() if len(accept.connections) >= _CONNECTIONS else accept()
 
-        server = await self._loop.create_server(admit, sock=self._listener)
+        server = await self._loop.create_server(admit, sock=self._listener, backlog=_BURST)
         look = self._loop.create_task(self._board.keep())
         await self._over.wait()
         server.close()
@@ -126,8 +130,8 @@ class PageServer:
             web.get("/", self._index),
             web.post("/", self._index),
             web.get("/page/{name}", self._file),
-            web.get("/live", self._streams.page),
-            web.get("/cameras/{name}.mjpeg", self._streams.mjpeg),
+            web.get("/live", self._streams.page, allow_head=False),
+            web.get("/cameras/{name}.mjpeg", self._streams.mjpeg, allow_head=False),
             web.get("/cameras/{name}.jpg", self._streams.still),
             web.get("/status.json", self._status),
             web.get("/metrics", self._metrics),

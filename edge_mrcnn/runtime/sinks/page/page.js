@@ -22,6 +22,7 @@ class Card {
     this.chips = new Map();
     this.find(".name").textContent = name;
     this.canvas.setAttribute("aria-label", `Picture of camera ${name}`);
+    this.find(".back").addEventListener("click", () => choose(null));
     this.find(".screen").addEventListener("click", () => choose(chosen() === name ? null : name));
     onScreen.observe(this.root);
   }
@@ -255,7 +256,10 @@ function chosen() { return decodeURIComponent(location.hash.slice(1)) || null; }
 
 function choose(name, remember = true) {
   const card = cards.get(name);
-  if (remember) history.replaceState(null, "", card ? `#${encodeURIComponent(name)}` : location.pathname + location.search);
+  if (remember) { // so that a phone's back button leads to all cameras
+    const call = card && !document.body.classList.contains("enlarged") ? "pushState" : "replaceState";
+    history[call](null, "", card ? `#${encodeURIComponent(name)}` : location.pathname + location.search);
+  }
   document.body.classList.toggle("enlarged", Boolean(card));
   for (const [other, each] of cards) each.root.classList.toggle("chosen", other === name);
   byId("cameras").style.gridTemplateColumns = "";

@@ -105,6 +105,8 @@ def test_other_web_sites_are_refused(page: WebSink, origin: str) -> None:
         (f"mjpeg://192.0.2.1:0?token={TOKEN}", StreamError, "take an address of this machine"),
         ("mjpeg://127.0.0.1:99999", ValueError, "from 0 to 65535"),
         ("mjpeg://127.0.0.1:0?quality=101", ValueError, "quality .* from 1 to 100, got 101"),
+        ("mjpeg://user:short@127.0.0.1:0", ValueError, "a secret goes into the query"),
+        ("mjpeg://127.0.0.1:0/page", ValueError, "must be mjpeg://HOST:PORT"),
         ("mjpeg://127.0.0.1:0?size=3", ValueError, "unknown option 'size'"),
     ],
 )

@@ -145,6 +145,20 @@ def test_nothing_is_drawn_for_nobody_and_once_for_all(page: WebSink) -> None:
     assert drawn == [10, 20, 39]
 
 
+def test_a_picture_that_cannot_be_drawn_is_left_out(page: WebSink, caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> np.ndarray[Any, Any]:
+        raise RuntimeError("no picture today")
+
+    with Stream(page.url) as stream:
+        stream.read()
+        page.write(frame(), found(), fail)
+        wait_until(lambda: "cannot be made" in caplog.text, "the warning")
+        page.write(frame(), found(), fail)
+        page.write(frame(150), found(labels=()))
+        assert abs(float(decode(stream.read()).mean()) - 150) < 3
+    assert sum("cannot be made" in record.message for record in caplog.records) == 1
+
+
 # Status
 
 
@@ -289,6 +303,25 @@ def test_close_gives_everything_back() -> None:
         sink.write(frame(), found())
     with WebSink(sink.uri) as again:  # the port is free at once
         assert again.uri == sink.uri
+
+
+def test_close_waits_for_a_picture_being_drawn(caplog: pytest.LogCaptureFixture) -> None:
+    begun, drawn = threading.Event(), []
+
+    def draw() -> np.ndarray[Any, Any]:
+        begun.set()
+        time.sleep(0.3)
+        drawn.append(1)
+        return np.zeros((48, 64, 3), np.uint8)
+
+    sink = open_page()
+    sink.write(frame(), found(), draw)
+    wait_for_camera(sink)
+    with Stream(sink.url):
+        assert begun.wait(10)
+        sink.close()
+    assert drawn == [1]
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 def test_it_is_a_view_that_uris_open() -> None:
