@@ -5,6 +5,7 @@ import json
 import logging
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -47,6 +48,16 @@ def test_the_page_and_its_files(page: WebSink) -> None:
         assert kind in headers["content-type"]
     assert get(page.url, "/page/..%2fweb.py")[0] == 404
     assert get(page.url, "/page/nothing")[0] == 404
+
+
+def test_the_files_are_packaged() -> None:
+    tomllib = pytest.importorskip("tomllib", reason="reading pyproject.toml needs Python 3.11 or newer")
+    root = Path(__file__).parents[4]
+    package_data = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"][
+        "edge_mrcnn"
+    ]
+    packaged = {path for pattern in package_data for path in (root / "edge_mrcnn").glob(pattern)}
+    assert set((root / "edge_mrcnn" / "runtime" / "sinks" / "page").iterdir()) <= packaged
 
 
 @pytest.mark.parametrize("path", ["/", "/page/page.js", "/status.json", "/metrics", "/cameras/front.jpg", "/nothing"])
