@@ -29,11 +29,11 @@ def csi_pipeline(sensor: int, *, width: int = 1280, height: int = 720, fps: floa
 
     Example:
         >>> csi_pipeline(0, width=1920, height=1080).split(" ! ")[1]
-        'video/x-raw(memory:NVMM),width=1920,height=1080,framerate=30/1'
+        'video/x-raw(memory:NVMM),width=1920,height=1080,format=NV12,framerate=30/1'
     """
     rate = Fraction(fps).limit_denominator(1001)
-    caps = f"video/x-raw(memory:NVMM),width={width},height={height},framerate={rate.numerator}/{rate.denominator}"
-    return f"nvarguscamerasrc sensor-id={sensor} ! {caps} ! nvvidconv flip-method={flip}"
+    size = f"width={width},height={height},format=NV12,framerate={rate.numerator}/{rate.denominator}"
+    return f"nvarguscamerasrc sensor-id={sensor} ! video/x-raw(memory:NVMM),{size} ! nvvidconv flip-method={flip}"
 
 
 def hardware_pipeline(location: str) -> str:

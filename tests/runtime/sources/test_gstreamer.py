@@ -7,8 +7,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
-import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,45 +25,13 @@ from edge_mrcnn.runtime.sources.gstreamer import (
     with_appsink,
 )
 from edge_mrcnn.runtime.sources.gstreamer_capture import elements, require_gstreamer
-
-ROOT = Path(__file__).parents[3]
-SYSTEM_PYTHON = "/usr/bin/python3"
-HAS_GSTREAMER = "import cv2, re, sys; sys.exit(not re.search(r'GStreamer:\\s*YES', cv2.getBuildInformation()))"
-
-
-@pytest.fixture(scope="session")
-def python() -> str:
-    """A Python whose OpenCV has GStreamer."""
-    for candidate in (sys.executable, SYSTEM_PYTHON):
-        found = shutil.which(candidate)
-        if found and subprocess.run([found, "-c", HAS_GSTREAMER], capture_output=True, check=False).returncode == 0:
-            return found
-    pytest.skip("no OpenCV with GStreamer: apt-get install python3-opencv")
-
-
-def start(python: str, code: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [python, "-c", textwrap.dedent(code), *arguments],
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
-    )
-
-
-def run(python: str, code: str, *arguments: str) -> tuple[Any, str]:
-    """What the code printed as JSON, and its stderr."""
-    process = start(python, code, *arguments)
-    out, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors
-    return json.loads(out), errors
+from tests.faults.gstreamer_child import ROOT, run_child, start_child
 
 
 # ------------------------------------------------------------------------------------------------------------ pipelines
 def test_the_pipeline_of_a_csi_camera() -> None:
     assert with_appsink(csi_pipeline(1, width=1920, height=1080, fps=29.97, flip=2), newest=True) == (
-        "nvarguscamerasrc sensor-id=1 ! video/x-raw(memory:NVMM),width=1920,height=1080,framerate=2997/100"
+        "nvarguscamerasrc sensor-id=1 ! video/x-raw(memory:NVMM),width=1920,height=1080,format=NV12,framerate=2997/100"
         " ! nvvidconv flip-method=2 ! video/x-raw,format=NV12 ! appsink drop=true max-buffers=1 sync=false"
     )
 
@@ -118,7 +84,7 @@ BARS = [(255, 255, 255), (255, 255, 0), (0, 255, 255), (0, 255, 0), (255, 0, 255
 
 
 @pytest.mark.parametrize("size", ["640x480", "642x482"])
-def test_nv12_stays_nv12(python: str, size: str) -> None:
+def test_nv12_stays_nv12(size: str) -> None:
     """Sides that GStreamer pads its rows for, too."""
     width, height = map(int, size.split("x"))
     code = """
@@ -144,7 +110,7 @@ def test_nv12_stays_nv12(python: str, size: str) -> None:
                 "health": [source.health.state, source.health.frames >= 21, source.health.image_hw],
             }))
     """
-    found, errors = run(python, code, size)
+    found, errors = run_child(code, size)
     assert (found["format"], found["shape"], found["hw"]) == ("nv12", [height * 3 // 2, width], [height, width])
     np.testing.assert_allclose(found["bars"], BARS, atol=2)
     assert (found["camera"], found["frame_id"], found["fps"]) == ("front", "optical", 30)
@@ -157,7 +123,7 @@ def test_nv12_stays_nv12(python: str, size: str) -> None:
     assert errors == ""
 
 
-def test_the_rest_of_the_csi_pipeline_runs(python: str) -> None:
+def test_the_rest_of_the_csi_pipeline_runs() -> None:
     """A test pattern in place of the camera, its memory, and the converter; half a turn, so the bars come backwards."""
     code = """
         import json
@@ -173,7 +139,7 @@ def test_the_rest_of_the_csi_pipeline_runs(python: str) -> None:
         print(json.dumps([capture.fps, image.shape, image[240, [40, 600]].tolist()]))
         capture.close()
     """
-    found, _ = run(python, code)
+    found, _ = run_child(code)
     assert found[:2] == [15, [360, 640, 3]]
     np.testing.assert_allclose(found[2], [BARS[-1], BARS[0]], atol=2)
 
@@ -193,7 +159,7 @@ def h264(tmp_path: Path) -> Path:
     return made.rename(path)
 
 
-def test_a_video_file_in_nv12(python: str, h264: Path) -> None:
+def test_a_video_file_in_nv12(h264: Path) -> None:
     """By whatever decoder GStreamer finds here in place of a Jetson's, beside FFmpeg's; positions are the file's."""
     code = """
         import json, sys
@@ -212,7 +178,7 @@ def test_a_video_file_in_nv12(python: str, h264: Path) -> None:
             "stamps": [(a.stamp_ns - b.stamp_ns) / 1e6 for a, b in zip(frames, wanted)],
         }))
     """
-    found, _ = run(python, code, str(h264))
+    found, _ = run_child(code, str(h264))
     assert found["first"] == ["nv12", "clip", "optical", "file"]
     assert found["count"] in ([30, 30, "ended"], [30, None, "ended"])  # not every OpenCV tells the length
     assert max(found["apart"]) < 3
@@ -232,7 +198,7 @@ UNOPENED = {
 }
 
 
-def test_what_cannot_be_opened(python: str) -> None:
+def test_what_cannot_be_opened() -> None:
     code = """
         import json, logging, sys
         from edge_mrcnn.errors import StreamError
@@ -247,13 +213,13 @@ def test_what_cannot_be_opened(python: str) -> None:
                 said[uri] = str(error)
         print(json.dumps(said))
     """
-    found, errors = run(python, code, *UNOPENED)
+    found, errors = run_child(code, *UNOPENED)
     for uri, message in UNOPENED.items():
         assert re.search(message, found[uri]), found[uri]
     assert "hunter2" not in "".join(found.values()) + errors
 
 
-def test_a_pipeline_that_ends_is_started_again(python: str) -> None:
+def test_a_pipeline_that_ends_is_started_again() -> None:
     code = """
         import json
         from edge_mrcnn.runtime.sources.gstreamer import open_pipeline
@@ -265,7 +231,7 @@ def test_a_pipeline_that_ends_is_started_again(python: str) -> None:
                     break
             print(json.dumps([indices, source.health.reconnects, source.health.error]))
     """
-    found, _ = run(python, code)
+    found, _ = run_child(code)
     assert found[:2] == [list(range(8)), 1]
     assert found[2].startswith("the pipeline of gst://videotestsrc num-buffers=5")
 
@@ -289,7 +255,7 @@ def lines_of(process: subprocess.Popen[str]) -> Iterator[Any]:
         yield json.loads(line)
 
 
-def test_a_stall_counts_as_lost_and_leaves_one_thread_behind(python: str) -> None:
+def test_a_stall_counts_as_lost_and_leaves_one_thread_behind() -> None:
     """Raw video through a pipe that dries up: OpenCV waits inside GStreamer, the source does not."""
     code = """
         import json, logging, sys, threading
@@ -312,7 +278,7 @@ def test_a_stall_counts_as_lost_and_leaves_one_thread_behind(python: str) -> Non
                     break
             stop.set()
     """
-    process = start(python, code, stdin=subprocess.PIPE)
+    process = start_child(code, stdin=subprocess.PIPE)
     assert process.stdin is not None
     feeder, said, deadline = Feeder(process.stdin), lines_of(process), time.monotonic() + 40
     feeder.give(8)
