@@ -15,8 +15,8 @@ from edge_mrcnn.runtime.tracker_duplicates import find_duplicates
 _TRACK = np.dtype(
     [
         ("number", np.int64),  # what is given out; 0 until the track is confirmed
-        ("hits", np.int64),  # frames it was seen in
-        ("seen_ns", np.int64),  # when last
+        ("trust", np.float64),  # what speaks for it, see `TrackerOptions.confirm`
+        ("seen_ns", np.int64),  # when it was seen last
         ("class_id", np.int64),
         ("class_weight", np.float64),  # how sure the class is, in scores
         *motion.MOTION,
@@ -29,8 +29,8 @@ _FRAME_NS = 33_333_333
 _MIN_IOU, _MIN_IOU_WEAK = 0.2, 0.4
 """A detection may continue a track whose predicted box it overlaps by this much; a weak one must fit better."""
 
-_OTHER_CLASS, _UNCONFIRMED = 0.3, 0.1
-"""Taken off the IoU where the class differs, as a network's opinion changes, and for a track seen only once."""
+_OTHER_CLASS = 0.5
+"""Taken off the IoU where the class differs: a network may change its opinion, but not often."""
 
 _REACH, _REACH_PER_S = 1.0, 1.0
 """How far from where it was expected a thing of the same class is looked for, in sizes of the thing, and how much
@@ -56,8 +56,9 @@ class TrackerOptions:
     start_score: float = 0.5
     """Detections with a lower score begin no track; they may continue one."""
 
-    confirm_frames: int = 2
-    """Frames a thing must be seen in, one after the other, before it gets a number."""
+    confirm: float = 1.2
+    """A thing gets its number once its scores, counted from 0 at `start_score` to 1 for certainty, add up to this: in
+    its second frame where the network is sure, later where it doubts. 0 gives a number at once."""
 
     def __post_init__(self) -> None:
         """Check the ranges.
@@ -67,10 +68,10 @@ class TrackerOptions:
         """
         if not 0 < self.lost_s < float("inf"):
             raise ValueError(f"TrackerOptions.lost_s must be positive, got {self.lost_s}")
-        if not 0 <= self.start_score <= 1:
-            raise ValueError(f"TrackerOptions.start_score must be from 0 to 1, got {self.start_score}")
-        if self.confirm_frames < 1:
-            raise ValueError(f"TrackerOptions.confirm_frames must be at least 1, got {self.confirm_frames}")
+        if not 0 <= self.start_score < 1:
+            raise ValueError(f"TrackerOptions.start_score must be from 0 to below 1, got {self.start_score}")
+        if not 0 <= self.confirm < float("inf"):
+            raise ValueError(f"TrackerOptions.confirm must be 0 or more, got {self.confirm}")
 
 
 class Tracker:
@@ -83,7 +84,7 @@ class Tracker:
     Only boxes, masks, scores and classes are looked at, never pixels; the same calls always give the same numbers.
 
     Example:
-        >>> tracker = Tracker(TrackerOptions(confirm_frames=1))
+        >>> tracker = Tracker(TrackerOptions(confirm=0))
         >>> box = np.array([[10, 10, 50, 50]], np.float32)
         >>> seen = Detections(box, np.ones(1, np.float32), np.ones(1, np.int32), (480, 640))
         >>> tracker.update(seen, 0).track_id, tracker.update(seen, 40_000_000).track_id
@@ -115,17 +116,17 @@ class Tracker:
         """
         self._advance(frame_time_ns)
         found = _Found(detections, self.options.start_score)
-        confirmed = self._tracks["number"] > 0
-        self._match_overlap(found, found.strong, np.ones_like(confirmed), _MIN_IOU)
-        self._match_overlap(found, found.weak, confirmed, _MIN_IOU_WEAK)
-        self._match_nearby(found, confirmed)
-        self._drop_duplicates(found, confirmed)
+        self._match_overlap(found, found.strong, _MIN_IOU)
+        self._match_overlap(found, found.weak, _MIN_IOU_WEAK)
+        self._match_nearby(found)
+        self._drop_duplicates(found)
         rows = np.flatnonzero(found.owner >= 0)
         seen = self._continue(found, rows)
         fresh_rows = found.free(found.strong)
         fresh = self._begin(found, fresh_rows)
-        confirmed[found.owner[rows]] = False  # what stays of them are the ones out of sight
-        self._tracks = np.concatenate([self._tracks[confirmed], seen, fresh])
+        hidden = self._tracks["number"] > 0
+        hidden[found.owner[rows]] = False
+        self._tracks = np.concatenate([self._tracks[hidden], seen, fresh])
         numbers = np.zeros(len(detections), np.int32)
         numbers[rows], numbers[fresh_rows] = seen["number"], fresh["number"]
         return replace(detections, track_id=numbers)
@@ -134,32 +135,30 @@ class Tracker:
         """Move every track to the time of the frame; forget those lost for too long."""
         if frame_time_ns is None:
             frame_time_ns = 0 if self._now_ns is None else self._now_ns + _FRAME_NS
-        elapsed_ns = 0 if self._now_ns is None else frame_time_ns - self._now_ns
-        self._now_ns = frame_time_ns
+        last_ns, self._now_ns = self._now_ns, frame_time_ns
         unseen_ns = np.abs(frame_time_ns - self._tracks["seen_ns"])
         self._tracks = self._tracks[unseen_ns <= self.options.lost_s * 1e9]
         if len(self._tracks) > _MOST_TRACKS:
             newest = np.argsort(-self._tracks["seen_ns"], kind="stable")[:_MOST_TRACKS]
             self._tracks = self._tracks[np.sort(newest)]
-        motion.predict(self._tracks, max(elapsed_ns, 0) * 1e-9)
+        if last_ns is not None:
+            motion.hold_sizes(self._tracks, self._tracks["seen_ns"] != last_ns)
+            motion.predict(self._tracks, max(frame_time_ns - last_ns, 0) * 1e-9)
 
-    def _match_overlap(
-        self, found: _Found, wanted: npt.NDArray[np.bool_], allowed: npt.NDArray[np.bool_], min_iou: float
-    ) -> None:
+    def _match_overlap(self, found: _Found, wanted: npt.NDArray[np.bool_], min_iou: float) -> None:
         """Give free detections to free tracks whose expected boxes they overlap."""
-        rows, tracks = found.free(wanted), found.free_tracks(allowed)
+        rows, tracks = found.free(wanted), found.free_tracks(len(self._tracks))
         if not len(rows) or not len(tracks):
             return
         candidates = self._tracks[tracks]
         cost = 1 - pairwise_iou(motion.to_xyxy(candidates["place"]), found.xyxy[rows])
         cost += _OTHER_CLASS * (candidates["class_id"][:, None] != found.class_id[rows])
-        cost += _UNCONFIRMED * (candidates["number"][:, None] == 0)
         chosen, given = assign(cost, 1 - min_iou)
         found.owner[rows[given]] = tracks[chosen]
 
-    def _match_nearby(self, found: _Found, confirmed: npt.NDArray[np.bool_]) -> None:
-        """Give free confident detections to free confirmed tracks of their class: what leapt, or comes back."""
-        rows, tracks = found.free(found.strong), found.free_tracks(confirmed)
+    def _match_nearby(self, found: _Found) -> None:
+        """Give free confident detections to free tracks of their class: what leapt, or comes back."""
+        rows, tracks = found.free(found.strong), found.free_tracks(len(self._tracks))
         if not len(rows) or not len(tracks):
             return
         candidates, place = self._tracks[tracks], found.place[rows]
@@ -173,10 +172,10 @@ class Tracker:
         chosen, given = assign(cost, 1.0)
         found.owner[rows[given]] = tracks[chosen]
 
-    def _drop_duplicates(self, found: _Found, confirmed: npt.NDArray[np.bool_]) -> None:
+    def _drop_duplicates(self, found: _Found) -> None:
         """Mark second views of the same thing, so that they begin and confirm no track."""
         firm = found.owner >= 0
-        firm[firm] = confirmed[found.owner[firm]]
+        firm[firm] = self._tracks["number"][found.owner[firm]] > 0
         loose = np.flatnonzero(found.strong & ~firm)
         if not len(loose):
             return
@@ -193,21 +192,25 @@ class Tracker:
         weight = seen["class_weight"] + np.where(agrees, 1.0, -1.0) * found.score[rows]
         seen["class_id"] = np.where(weight < 0, found.class_id[rows], seen["class_id"])
         seen["class_weight"] = np.minimum(np.abs(weight), _MAX_CLASS_WEIGHT)
-        seen["hits"] += 1
         seen["seen_ns"] = self._now_ns
-        return self._confirm(seen)
+        return self._confirm(seen, found.score[rows])
 
     def _begin(self, found: _Found, rows: Rows) -> npt.NDArray[np.void]:
         """New tracks for the detections `rows`."""
         fresh = np.zeros(len(rows), _TRACK)
         motion.start(fresh, found.place[rows])
-        fresh["hits"], fresh["seen_ns"] = 1, self._now_ns
-        fresh["class_id"], fresh["class_weight"] = found.class_id[rows], found.score[rows]
-        return self._confirm(fresh)
+        fresh["seen_ns"], fresh["class_id"], fresh["class_weight"] = (
+            self._now_ns,
+            found.class_id[rows],
+            found.score[rows],
+        )
+        return self._confirm(fresh, found.score[rows])
 
-    def _confirm(self, tracks: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
-        """Give numbers to those that have none and were seen often enough."""
-        due = (tracks["number"] == 0) & (tracks["hits"] >= self.options.confirm_frames)
+    def _confirm(self, tracks: npt.NDArray[np.void], score: npt.NDArray[np.float32]) -> npt.NDArray[np.void]:
+        """Count the scores of their newest detections, and give numbers to the tracks that earn one now."""
+        start = self.options.start_score
+        tracks["trust"] += (score - start) / (1 - start)
+        due = (tracks["number"] == 0) & (tracks["trust"] >= self.options.confirm)
         tracks["number"][due] = self._last_number + 1 + np.arange(np.count_nonzero(due))
         self._last_number += int(np.count_nonzero(due))
         return tracks
@@ -243,8 +246,8 @@ class _Found:
         """Rows of the wanted detections without a track."""
         return np.flatnonzero(wanted & (self.owner < 0))
 
-    def free_tracks(self, wanted: npt.NDArray[np.bool_]) -> Rows:
-        """Rows of the wanted tracks without a detection."""
-        free = wanted.copy()
+    def free_tracks(self, count: int) -> Rows:
+        """Those of `count` tracks that have no detection."""
+        free = np.ones(count, bool)
         free[self.owner[self.owner >= 0]] = False
         return np.flatnonzero(free)

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from edge_mrcnn.detections import Detections
 from edge_mrcnn.runtime.tracker_assignment import Array, Rows, pairwise_iou
 
-_COVERED = 0.6
+_COVERED = 0.5
 """A detection is a duplicate where this share of its mask lies inside a better one's: masks show what is visible, and
 what is visible belongs to one thing. Without masks, the IoU of the boxes."""
 

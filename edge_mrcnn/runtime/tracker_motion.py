@@ -11,8 +11,8 @@ MOTION = [("place", np.float64, 4), ("speed", np.float64, 4), ("variance", np.fl
 """Fields of a track: centre x, y, width, height in pixels; the same a second; and of each of the four the variance of
 the place, its covariance with the speed, and the variance of the speed."""
 
-_MEASURED = np.array([0.04, 0.04, 0.08, 0.08])
-"""Standard deviation of a detector's boxes, in sizes of the thing; a half-hidden one's width and height say less."""
+_MEASURED = 0.05
+"""Standard deviation of a detector's boxes, in sizes of the thing."""
 
 _RESTLESS = np.array([2.0, 2.0, 0.6, 0.6])
 """How far the speed strays in a second, in sizes a second."""
@@ -55,6 +55,11 @@ def predict(tracks: npt.NDArray[np.void], seconds: float) -> None:
     variance[:, 0] += seconds * (2 * variance[:, 1] + seconds * (variance[:, 2] + noise * seconds / 3))
     variance[:, 1] += seconds * (variance[:, 2] + noise * seconds / 2)
     variance[:, 2] += seconds * noise
+
+
+def hold_sizes(tracks: npt.NDArray[np.void], hidden: npt.NDArray[np.bool_]) -> None:
+    """Let the sides of hidden things stay as they are, in place: what something slides over only seems to shrink."""
+    tracks["speed"][hidden, 2:] = 0.0
 
 
 def correct(tracks: npt.NDArray[np.void], place: Array) -> None:
