@@ -3,8 +3,8 @@
     python benchmarks/capture_libraries.py [--events 20] [--stall 12]
 
 The camera is GStreamer's RTSP server of the tests, on this machine. `open`: until the library has connected. `after a
-pause`: the camera holds its pictures back and goes on; until the first frame is in hand, of which half a frame period
-is the camera's. `behind the stamp`: from the sender's stamp to the frame, which OpenCV does not give. `stall`: until the
+pause`: the camera holds its pictures back and goes on; until the first frame is in hand, the camera's own delay
+included. `behind the stamp`: from the sender's stamp to the frame, which OpenCV does not give. `stall`: until the
 library says that nothing comes; OpenCV's own limit is 30 s, here it is asked for 5 s as PyAV is. `wrong password`: what
 the program is told. Writes `benchmarks/results/capture_libraries.json`.
 """
