@@ -89,6 +89,15 @@ def test_there_is_room_for_so_many_viewers() -> None:
             stream.read()
 
 
+def test_a_viewer_that_leaves_is_noticed_without_new_pictures(page: WebSink, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web_streams, "_REPEAT_S", 1000)
+    with Stream(page.url) as stream:
+        stream.read()
+        assert read_status(page)["viewers"] == 1
+    wait_until(lambda: read_status(page)["viewers"] == 0, "the viewer to have left")
+    assert not page.wants_picture
+
+
 def test_connections_that_say_nothing_are_bounded(page: WebSink, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(web_server, "_CONNECTIONS", 8)
     before = len(descriptors())
