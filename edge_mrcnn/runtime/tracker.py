@@ -199,11 +199,8 @@ class Tracker:
         """New tracks for the detections `rows`."""
         fresh = np.zeros(len(rows), _TRACK)
         motion.start(fresh, found.place[rows])
-        fresh["seen_ns"], fresh["class_id"], fresh["class_weight"] = (
-            self._now_ns,
-            found.class_id[rows],
-            found.score[rows],
-        )
+        fresh["seen_ns"] = self._now_ns
+        fresh["class_id"], fresh["class_weight"] = found.class_id[rows], found.score[rows]
         return self._confirm(fresh, found.score[rows])
 
     def _confirm(self, tracks: npt.NDArray[np.void], score: npt.NDArray[np.float32]) -> npt.NDArray[np.void]:
