@@ -92,7 +92,7 @@ def test_a_server_that_dies_and_comes_back() -> None:
         first = watcher.wait(lambda said: said["frame"] is not None)
         assert first["frame"] == ["nv12", [240, 320, 3], "front", server.url() + url]
         server.die()
-        watcher.wait(lambda said: said["state"] == "lost")
+        watcher.wait(lambda said: said["state"] == "lost" and "cannot be reached: Connection refused" in said["error"])
         server.start()
         watcher.wait(lambda said: said["state"] == "live" and said["reconnects"] >= 1)
         assert max(said["threads"] for said in watcher.said) <= 2
