@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import tyro
 
 from edge_mrcnn import Detector
+from edge_mrcnn.training.tabletop.gl import backend
 
 from .measure import Aim, Try, aim, summary
 from .pick import Choice, choose, pick, plan
@@ -57,7 +59,7 @@ def run_scene(seed: int, detector: Detector, recorder: Recorder | None = None) -
     if truth.body and truth.on_object:
         outcome = pick(cell, chosen.grasp, truth.body, recorder.step if recorder else None)
     if recorder is not None:
-        recorder.end(outcome)
+        recorder.end(name, outcome)
     off = round(1000 * truth.off_m, 2) if truth.body else None
     return Try(seed, outcome, name, truth.on_object, truth.class_right, off), placed
 
@@ -78,7 +80,8 @@ def main(options: Options) -> None:
     figures = summary(tries, every)
     if options.json is not None:
         command = f"python -m samples.tabletop_pick --scenes {options.scenes} --seed {options.seed} --json FILE"
-        options.json.write_text(json.dumps({"command": command, **figures}, indent=1) + "\n", encoding="utf-8")
+        made = {"command": command, "mujoco": version("mujoco"), "renderer": backend(), "detector": options.model.name}
+        options.json.write_text(json.dumps({**made, **figures}, indent=1) + "\n", encoding="utf-8")
     del figures["tries"]
     print(json.dumps(figures, indent=1))
 

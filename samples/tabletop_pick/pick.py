@@ -18,6 +18,7 @@ BACK_M, LIFT_M, LIFTED_M = 0.15, 0.15, 0.10
 _BUMP_N = 5.0
 _BELOW_TABLE_M = -0.01
 _BORDER, _WORTH_IF_CUT = 3, 0.3  # Of what the picture cuts off nobody knows the middle.
+_CERTAINTY_POWER = 16  # Tuned on seeds from 41000 to 42059.
 _CHECK_EVERY = 4  # Steps of physics between two looks at the contacts.
 
 OnStep = Callable[[float], None]
@@ -45,7 +46,12 @@ def plan(cell: Cell, detections: Detections) -> list[Grasp]:
 
 
 def choose(cell: Cell, detections: Detections, grasps: list[Grasp]) -> Choice | None:
-    """The surest one that lies on the table; None where nothing can be taken."""
+    """The surest one that lies on the table; None where nothing can be taken.
+
+    What counts beside the grasp's quality is how sure the network is of the mask: a mask with few doubtful pixels has
+    its centroid in the right place far more often.
+    """
+    assert detections.mask is not None
     world, (height, width) = cell.world_from_camera(), detections.image_hw
     best, most = None, 0.0
     for row, grasp in enumerate(grasps):
@@ -53,7 +59,9 @@ def choose(cell: Cell, detections: Detections, grasps: list[Grasp]) -> Choice | 
             continue
         left, top, right, bottom = detections.xyxy[row]
         cut = min(left, top, width - right, height - bottom) < _BORDER
-        worth = float(detections.score[row]) * grasp.quality * (_WORTH_IF_CUT if cut else 1.0)
+        patch = detections.mask[row]
+        certainty = float(patch[patch >= 0.5].mean()) ** _CERTAINTY_POWER
+        worth = float(detections.score[row]) * grasp.quality * certainty * (_WORTH_IF_CUT if cut else 1.0)
         if worth > most:
             best, most = Choice(row, grasp), worth
     return best

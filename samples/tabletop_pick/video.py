@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edge_mrcnn import Detections
 from edge_mrcnn.runtime.annotate import AnnotateOptions, annotate
-from edge_mrcnn.runtime.grasp import Grasp
+from edge_mrcnn.runtime.grasp import Grasp, transform_points
 from edge_mrcnn.training.tabletop.gl import load_mujoco
 
 from .gripper import HAND, SHOWN_GROUP
@@ -72,7 +72,8 @@ class Recorder:
         self._option, self._view = mujoco.MjvOption(), mujoco.MjvCamera()
         self._option.geomgroup[SHOWN_GROUP] = 1
         away = cell.camera.eye - cell.camera.target
-        self._view.lookat[:] = *cell.camera.target[:2], 0.1
+        point = transform_points(cell.world_from_camera(), choice.grasp.point_m)
+        self._view.lookat[:] = *((cell.camera.target + point)[:2] / 2), 0.1
         self._view.distance, self._view.elevation = 0.8, -24
         # MuJoCo counts the azimuth of the looking direction, not of the camera's place.
         self._view.azimuth = np.degrees(np.arctan2(away[1], away[0])) + 180 + 65
@@ -92,9 +93,9 @@ class Recorder:
                 cv2.imwrite(str(self._folder / "pick.jpg"), self._last[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
                 self._still_wanted = False
 
-    def end(self, outcome: str) -> None:
+    def end(self, name: str, outcome: str) -> None:
         """Ends a pick with what became of it."""
-        self._show(_END_S, outcome)
+        self._show(_END_S, f"{name}: {outcome}", _GREEN if outcome == "lifted" else _RED)
         self._renderer.close()
 
     def close(self) -> None:
@@ -103,11 +104,10 @@ class Recorder:
             self._file.mux(packet)
         self._file.close()
 
-    def _show(self, seconds: float, banner: str = "") -> None:
+    def _show(self, seconds: float, banner: str = "", color: tuple[int, int, int] = _GREEN) -> None:
         self._renderer.update_scene(self._data, self._view, self._option)
         both = np.concatenate([self._seen, self._renderer.render()], axis=1)
         if banner:
-            color = _GREEN if banner == "lifted" else _RED
             (width, height), _ = cv2.getTextSize(banner, cv2.FONT_HERSHEY_SIMPLEX, 0.8, 2)
             left, bottom = both.shape[1] - width - 20, both.shape[0] - 16
             cv2.rectangle(both, (left - 12, bottom - height - 10), (left + width + 12, bottom + 10), color, -1)
