@@ -126,7 +126,7 @@ class RunStatus:
         sinks: In the order given.
         stages_ms: Milliseconds a frame of each stage over the last few seconds: `wait` (from receipt to the network's
             turn), `pre`, `infer`, `post`, `track`, `sinks` and `total` (receipt to the last sink).
-        healthy: Every camera is live or ended, and no sink failed.
+        healthy: Every live source is live or ended, and no sink failed. Files that wait for their turn are well.
     """
 
     model: str

@@ -132,8 +132,11 @@ class Monitor:
             cameras=cameras,
             sinks=sinks,
             stages_ms={stage: _rounded(found) for stage, found in self.latency.percentiles(begin_ns).items()},
-            healthy=all(camera.state in ("live", "ended") for camera in cameras)
-            and not any(sink.error for sink in sinks),
+            healthy=not any(sink.error for sink in sinks)
+            and all(
+                status.state in ("live", "ended") or not camera.source.live
+                for camera, status in zip(self._cameras, cameras, strict=True)
+            ),
         )
 
     def sinks(self) -> tuple[SinkStatus, ...]:

@@ -153,9 +153,10 @@ class Outlet:
             self.written += 1
             result.written_ns = time.monotonic_ns()
             self._settle(result, True)
-        with self._changed:
-            self._busy = False
-            self._changed.notify_all()
+        finally:
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
         if self._finishing or self.sink.wants_stop or self.error is not None:
             self._wake.set()
 

@@ -14,6 +14,7 @@ import pytest
 from edge_mrcnn import Detector, StreamError
 from edge_mrcnn.runtime import pipeline
 from edge_mrcnn.runtime.pipeline import RunOptions, RunSummary, run_pipeline
+from edge_mrcnn.runtime.sinks import SinkOptions, register_sink
 from edge_mrcnn.runtime.sources.pattern import PatternSource
 from tests.runtime.flow.cameras import Camera, wait_for
 from tests.runtime.flow.sinks import SinkOfTest
@@ -101,7 +102,10 @@ def test_a_record_that_blocks_holds_few_frames_and_drops_are_counted(model: Path
     wait_for(lambda: len(record.seen) > 20)
     summary = run.end()
     assert balanced(summary)
-    assert summary.cameras[0].dropped > 40
+    front = summary.cameras[0]
+    assert front.dropped > 40
+    row = next(line.split() for line in summary.lines() if line.startswith("front"))
+    assert row == ["front", str(front.frames_in), str(front.frames_out), str(front.dropped), "0", "0"]
     assert len(record.seen) == summary.frames  # nothing that was accepted is lost
     assert record.of("front")[:4] == sorted(record.of("front")[:4])
 
@@ -267,8 +271,6 @@ def test_pictures_are_not_tracked(model: Path, tmp_path: Path) -> None:
 
 def test_status_while_it_runs(model: Path, camera) -> None:
     """What pages and metrics get: told by the run that they are part of."""
-    from edge_mrcnn.runtime.sinks import register_sink
-
     told = []
     view = SinkOfTest("view")
 
@@ -318,6 +320,42 @@ def test_threads_and_descriptors_are_gone_after_a_run(model: Path, camera, tmp_p
         once()
     assert counts() == before
     assert before[0] == []
+
+
+def test_files_that_wait_for_their_turn_are_well(model: Path) -> None:
+    told = []
+
+    class Teller(SinkOfTest):
+        def write(self, *arguments) -> None:
+            told.append(self.status())
+
+    def opener(uri: str, options: SinkOptions) -> Teller:
+        sink = Teller()
+        sink.status = options.status
+        return sink
+
+    register_sink("teller", opener)
+    run_pipeline(model, ["test://8x8?frames=2&name=a", "test://8x8?frames=2&name=b"], ["teller://"])
+    assert [camera.name for camera in told[0].cameras] == ["a", "b"]
+    assert told[0].healthy
+
+
+def test_what_breaks_through_the_main_thread_leaves_no_threads(model: Path, tmp_path: Path) -> None:
+    """As an exit called in somebody's window: nothing more is written, but everything is closed."""
+
+    class Exit(SinkOfTest):
+        main_thread = True
+
+        def write(self, *arguments) -> None:
+            super().write(*arguments)
+            if len(self.seen) == 3:
+                raise SystemExit(5)
+
+    record = SinkOfTest()
+    with pytest.raises(SystemExit):
+        run_pipeline(model, [PatternSource((8, 8))], [Exit("view"), record, tmp_path / "out.jsonl"])
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("edge-mrcnn")]
+    assert (tmp_path / "out.jsonl").read_text().endswith("}\n")
 
 
 def test_a_stop_that_was_wished_for_before(model: Path) -> None:
