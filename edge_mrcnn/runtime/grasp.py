@@ -32,7 +32,6 @@ _PATCH_M = 0.004  # The depth of the grasp point is the median within this radiu
 _TURNS_DEG = (0, 15, -15, 30, -30, 45, -45, 60, -60, 75, -75, 90)
 _LEAST_SAMPLES = 4  # Fewer pixels with depth than this, and a place counts as not seen.
 _BESIDE_M = 0.05
-_NOT_A_NUMBER = np.full(3, np.nan)
 
 
 @dataclass(frozen=True)
@@ -218,10 +217,9 @@ def plan_grasp(
     solid = unproject(depth_m, intrinsics, inner)
     main = _main_axis(solid - solid.mean(axis=0), way)
     ahead = intrinsics[:2, :2] @ (main[:2] - main[2] * point[:2] / point[2])
+    ahead /= max(float(np.linalg.norm(ahead)), 1e-12)
     blank = _refused(centroid, "too wide")
-    seen = replace(
-        blank, point_px=pixel, point_m=point, approach=way, main_axis=main, main_axis_px=ahead / np.linalg.norm(ahead)
-    )
+    seen = replace(blank, point_px=pixel, point_m=point, approach=way, main_axis=main, main_axis_px=ahead)
     pixel_m = float(point[2] / intrinsics[0, 0])
     around = _around(pixel, depth_m, intrinsics, round((hand.opening_m + hand.palm_width_m) / pixel_m), pixel_m)
     return _best_hold(seen, solid - point, around - point, hand, pixel_m)
@@ -229,7 +227,7 @@ def plan_grasp(
 
 def _refused(centroid: Array, why: Refusal) -> Grasp:
     """A grasp of which nothing but the centroid is known."""
-    pair, triple = np.full(2, np.nan), _NOT_A_NUMBER
+    pair, triple = np.full(2, np.nan), np.full(3, np.nan)
     return Grasp(centroid, pair, triple, triple, triple, pair, triple, triple, np.inf, np.inf, 0.0, why)
 
 
