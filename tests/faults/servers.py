@@ -123,9 +123,11 @@ def spoilt(data: bytes, rng: np.random.Generator, every: int) -> bytes:
 
 
 class MjpegServer:
-    """A camera that speaks Motion JPEG over HTTP, and does as `write` says for each client."""
+    """A camera that speaks Motion JPEG over HTTP, or what else it is told, and does as `write` says for each client."""
 
-    def __init__(self, write: Callable[[Callable[[bytes], None]], None]) -> None:
+    def __init__(
+        self, write: Callable[[Callable[[bytes], None]], None], kind: str = "multipart/x-mixed-replace; boundary=next"
+    ) -> None:
         self.seen: list[str] = []
         self.paths: list[str] = []
         outer = self
@@ -140,7 +142,7 @@ class MjpegServer:
                     self.end_headers()
                     return
                 self.send_response(200)
-                self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=next")
+                self.send_header("Content-Type", kind)
                 self.end_headers()
                 with contextlib.suppress(OSError):
                     write(self.wfile.write)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import os
 import socket
 import threading
@@ -162,3 +163,23 @@ def test_fifty_connections_leave_nothing_behind() -> None:
     gc.collect()
     assert len(os.listdir("/proc/self/fd")) <= descriptors + 2
     assert threading.active_count() <= threads + 1
+
+
+def test_a_file_is_read_to_its_last_frame_and_then_again() -> None:
+    """Encoders hold frames back, so do decoders: what they have in hand at the end is not lost."""
+    import av
+
+    file = io.BytesIO()
+    with av.open(file, "w", format="mpegts") as container:
+        encoder = container.add_stream("mpeg2video", rate=25)
+        encoder.width, encoder.height, encoder.pix_fmt, encoder.max_b_frames = 64, 48, "yuv420p", 2
+        for _ in range(12):
+            container.mux(encoder.encode(av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8))))
+        container.mux(encoder.encode())
+    server = MjpegServer(lambda write: write(file.getvalue()), "video/mp2t")
+    with server, open_source(server.url() + "?drop=never") as source:
+        frames = iter(source)
+        assert [next(frames).image_hw for _ in range(12)] == [(48, 64)] * 12
+        assert source.health.reconnects == 0
+        assert next(frames).index == 12
+        assert source.health.reconnects == 1

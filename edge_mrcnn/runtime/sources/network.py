@@ -136,9 +136,9 @@ class NetworkCapture:
             return None
         except (av.error.FFmpegError, OSError) as error:
             raise StreamError(f"the connection broke off: {_reason(error, self._uri)}") from None
-        if packet is None or packet.size == 0:  # the empty packet that ends a stream
+        if packet is None:
             raise StreamError("the server has closed the stream")
-        return packet
+        return packet  # the last is empty, and makes the decoder give out what it has in hand
 
     def _decode(self, packet: Any) -> None:
         captured_ns, wall_ns = time.monotonic_ns(), time.time_ns()
@@ -199,7 +199,8 @@ def _sender_ns(packet: Any) -> int | None:
 
 def _connect(uri: str, timeout_s: float, transport: str) -> Any:
     av = _av()
-    options = {"analyzeduration": str(_LOOK_AT_US), "fflags": "nobuffer"}
+    # Not `nobuffer`: it throws away what was looked at, and with it the key frame that the first pictures need.
+    options = {"analyzeduration": str(_LOOK_AT_US)}
     if uri.lower().startswith("rtsp"):
         options |= {"rtsp_transport": transport, "max_delay": str(_JITTER_US)}
     try:
