@@ -27,11 +27,14 @@ from edge_mrcnn.runtime.sources.live import Capture
 
 logger = logging.getLogger(__name__)
 
-_OPEN_S = 15.0
+OPEN_S = 15.0
 """How long a pipeline may take to start: a Jetson takes seconds for a camera's first picture."""
 
 _CLOSE_S = 2.0
 """How long to wait for a pipeline to stop, so that its camera is free for the next one."""
+
+_MOST_LEFT_BEHIND = 3
+"""Of one camera, pipelines that hang and are left behind for a new one."""
 
 _JETSON_ELEMENTS = ("nvarguscamerasrc", "nvv4l2decoder", "nvvidconv")
 
@@ -67,17 +70,17 @@ class GstreamerCapture:
         """It was closed, but is still inside GStreamer."""
         return self._closed and self._thread.is_alive()
 
-    def open(self, timeout_s: float = _OPEN_S) -> None:
+    def open(self) -> None:
         """Start the pipeline.
 
         Raises:
             StreamError: It cannot be started, or not in time; the capture is closed then.
         """
         try:
-            opened = self._thread.call(self._start, timeout_s)
+            opened = self._thread.call(self._start, OPEN_S)
         except concurrent.futures.TimeoutError:
             self.close()
-            raise StreamError(f"{self._shown} did not start within {timeout_s:g} s") from None
+            raise StreamError(f"{self._shown} did not start within {OPEN_S:g} s") from None
         if not opened:
             self.close()
             raise StreamError(
@@ -172,25 +175,27 @@ class _Thread(threading.Thread):
 def repeated_captures(pipeline: str, shown: str, timeout_s: float) -> Callable[[], Capture]:
     """What starts a pipeline, again and again, for `LiveSource`.
 
-    As long as the one before hangs inside GStreamer no other is started, so that at most one thread is left behind.
+    A pipeline that hangs inside GStreamer is left behind for a new one, but only so many times: however long a camera
+    is stalled, threads and descriptors stay few. When one of them comes to its end, a new one may be started again.
 
     Args:
         pipeline: Ends in an appsink that gets NV12.
         shown: What errors call it, without credentials.
         timeout_s: A stall this long counts as lost.
     """
-    before: list[GstreamerCapture] = []
+    started: list[GstreamerCapture] = []
 
     def start() -> Capture:
         require_gstreamer()
-        if before and before[0].hangs:
+        started[:] = [capture for capture in started if capture.hangs]
+        if len(started) >= _MOST_LEFT_BEHIND:
             raise StreamError(
                 f"{shown} still hangs inside GStreamer; restart what it reads from, of a Jetson's camera: "
                 "sudo systemctl restart nvargus-daemon"
             )
         check_elements(pipeline, shown)
         capture = GstreamerCapture(pipeline, shown, timeout_s)
-        before[:] = [capture]
+        started.append(capture)
         capture.open()
         return capture
 
