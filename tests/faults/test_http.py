@@ -39,6 +39,7 @@ def stream(write: Write, first: int = 0, last: int | None = None) -> None:
 
 def test_frames() -> None:
     with MjpegServer(stream) as server, open_source(server.url() + "?drop=never") as source:
+        assert source.fps is None
         frames = list(islice(source, 20))
     assert [frame.index for frame in frames] == list(range(20))
     assert {frame.image.shape for frame in frames} == {(64, 96, 3)}

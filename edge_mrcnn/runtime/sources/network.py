@@ -99,7 +99,7 @@ class NetworkCapture:
         stream.thread_type = "SLICE"  # frame by frame: threads that each take a frame would hold frames back
         stream.codec_context.thread_count = 1  # cameras have a thread each
         stream.codec_context.flags |= _av().codec.context.Flags.low_delay
-        rate = stream.average_rate or stream.guessed_rate
+        rate = stream.average_rate  # what FFmpeg guesses where there is none is 25 for everything
         self.fps = float(rate) if rate else None
         self._packets: Iterator[Any] = self._container.demux(stream)
 
