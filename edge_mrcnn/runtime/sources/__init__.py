@@ -9,7 +9,8 @@
 | `clip.mp4` | a video file |
 | `file:///path/clip.mp4?live=1&loop=1` | the same at its own pace, like a camera; `loop`: again and again |
 | `drive.mcap`, `drive.bag`, `drive/`, `bag:///path/drive.mcap?topic=/front/image_raw` | a camera of a ROS bag |
-| `/dev/video0`, `v4l2:///dev/video0?width=1280&height=720&fps=30&fourcc=MJPG` | a camera of this machine |
+| `/dev/video0`, `/dev/v4l/by-id/...` | a camera of this machine |
+| `v4l2:///dev/video0?width=1280&height=720&fps=30&fourcc=MJPG` | the same, told what to give |
 | `rtsp://user:password@host/path?transport=tcp`, `rtsps://` | a network camera; `transport=udp` on request |
 | `http://host/video.mjpg`, `https://` | Motion JPEG, MPEG-TS, HLS and what else FFmpeg reads over HTTP |
 | `csi://0?width=1280&height=720&fps=30&flip=0` | a CSI camera of a Jetson |

@@ -248,7 +248,7 @@ class LiveSource:
         return stop.is_set() or self._closed.is_set()
 
     def _connect(self) -> Capture:
-        """A new connection; whatever a library says about it is freed of the credentials."""
+        """The first connection; what a library says about it is freed of the credentials."""
         try:
             return self._open_capture()
         except StreamError as error:
@@ -261,8 +261,8 @@ class LiveSource:
         assert self._capture is not None
         try:
             frame = self._capture.read()
-        except (StreamError, OSError) as error:
-            self._lose(scrub(str(error), self._uri))
+        except Exception as error:  # whatever a library throws: a camera is never given up
+            self._lose(error)
             return None
         with self._lock:
             before = self._health
@@ -279,7 +279,9 @@ class LiveSource:
         frame_id = frame.frame_id or self._frame_id
         return replace(frame, source=self.uri, index=before.frames, camera=self.name, frame_id=frame_id)
 
-    def _lose(self, why: str) -> None:
+    def _lose(self, error: Exception) -> None:
+        kind = "" if isinstance(error, (StreamError, OSError)) else f"{type(error).__name__}: "
+        why = kind + scrub(str(error), self._uri)
         with self._lock:
             before = self._health
             if self._capture is not None:
@@ -295,9 +297,9 @@ class LiveSource:
         while self._pause(stop, self._retry_s):
             self._retry_s = min(2 * self._retry_s, LAST_RETRY_S)
             try:
-                capture = self._connect()
-            except StreamError as error:
-                self._lose(str(error))
+                capture = self._open_capture()
+            except Exception as error:
+                self._lose(error)
                 continue
             self._capture, self.fps = capture, capture.fps
             with self._lock:

@@ -40,7 +40,7 @@ def open_network(uri: str) -> LiveSource:
     Raises:
         ModuleNotFoundError: PyAV is not installed.
         StreamError: There is no such camera, it refuses the password, or it gives no video.
-        ValueError: A value of an option cannot be converted.
+        ValueError: There is no host, or a value of an option cannot be converted.
     """
     kinds: dict[str, Any] = dict(LIVE_OPTIONS)
     if uri.lower().startswith("rtsp"):
@@ -48,7 +48,10 @@ def open_network(uri: str) -> LiveSource:
     address, options = take_options(uri, kinds, foreign=True)
     timeout_s = options.pop("timeout_s", TIMEOUT_S)
     transport = options.pop("transport", "tcp")
-    name = options.pop("name", None) or camera_name(host_of(address))
+    host = host_of(address)
+    if not host:
+        raise ValueError(f"{redact(uri)!r} names no host; it should look like rtsp://10.0.0.7:554/live")
+    name = options.pop("name", None) or camera_name(host)
 
     def connect() -> Capture:
         return NetworkCapture(address, timeout_s, transport)

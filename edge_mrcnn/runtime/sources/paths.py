@@ -36,7 +36,7 @@ def open_file(text: str, strict: bool = False) -> Source:
         StreamError: It is missing, empty, unreadable or holds no pictures.
         ValueError: An option is unknown, its value cannot be converted, or it is of no use with what was given.
     """
-    if re.match(r"(file://)?/dev/video", text):
+    if re.match(r"(file://)?/dev/(video|v4l/)", text):
         from edge_mrcnn.runtime.sources.camera import open_camera
 
         return open_camera(text.replace("file://", "v4l2://"))

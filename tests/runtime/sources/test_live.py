@@ -5,12 +5,12 @@ import threading
 from collections.abc import Callable, Iterator
 from itertools import islice
 
+import cv2
 import numpy as np
 import pytest
 
 from edge_mrcnn.errors import StreamError
 from edge_mrcnn.frame import Frame
-from edge_mrcnn.runtime.sources import live
 from edge_mrcnn.runtime.sources.live import LiveSource
 
 URI = "rtsp://jane:pa55@cam/live"
@@ -139,13 +139,24 @@ def test_the_wait_between_two_attempts_is_cut_short(how: str) -> None:
     assert not reader.is_alive()
 
 
-def test_errors_of_the_system_count_as_lost_too(pauses: list[float]) -> None:
-    class Unplugged(Connection):
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(19, "No such device"), "[Errno 19] No such device"),
+        (cv2.error(f"cannot decode {URI}"), "error: cannot decode rtsp://***@cam/live"),
+        (MemoryError("no room for pa55"), "MemoryError: no room for ***"),
+    ],
+)
+def test_whatever_a_library_throws_the_camera_is_not_given_up(error: Exception, said: str, pauses: list[float]) -> None:
+    class Broken(Connection):
         def read(self) -> Frame:
-            raise OSError(19, "No such device")
+            raise error
 
-    connections: Iterator[Callable[[], Connection]] = iter((lambda: Unplugged(1), lambda: Connection(1)))
+    def refuse() -> Connection:
+        raise error
+
+    connections: Iterator[Callable[[], Connection]] = iter((lambda: Broken(1), refuse, lambda: Connection(1)))
     source = LiveSource(URI, lambda: next(connections)(), name="cam")
     assert len(list(islice(source.read_on(threading.Event()), 1))) == 1
-    assert source.health.error == "[Errno 19] No such device"
-    assert pauses == [live.FIRST_RETRY_S]
+    assert source.health.error == said
+    assert pauses == [1, 2]

@@ -22,6 +22,8 @@ def stream(write) -> None:
     ("uri", "message"),
     [
         ("rtsp://me:pa55@cam/?transport=quic", r"option transport in 'rtsp://\*\*\*@cam/.*expected one of tcp, udp"),
+        ("rtsp:///live", "'rtsp:///live' names no host"),
+        ("http://me:pa55@/live", r"'http://\*\*\*@/live' names no host"),
         ("rtsp://cam/?decode=gpu", "option decode .* expected one of software, hardware"),
         ("http://cam/?timeout_s=-1", "option timeout_s .* expected a positive number of seconds"),
         ("rtsp://cam/?drop=0", "option drop .* expected one of auto, oldest, never"),

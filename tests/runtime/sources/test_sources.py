@@ -171,6 +171,7 @@ def test_files_never_drop(tmp_path: Path) -> None:
         ("{}/notes.txt", "damaged, or no video"),
         ("{}/zero.mp4", r"empty \(0 bytes\)"),
         ("/dev/video97", "there is no camera /dev/video97"),
+        ("/dev/v4l/by-id/usb-x", "there is no camera /dev/v4l/by-id/usb-x"),
         ("file:///dev/video97", "there is no camera /dev/video97"),
         ("{}/shot_%04d.png", r"there is no source '.*/shot_%04d\.png'"),
         ("v4l2:///dev/video97", "there is no camera /dev/video97"),
