@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import struct
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import Awaitable, Iterator
 from typing import Any
 
 from edge_mrcnn.runtime.sinks.web_pictures import Pictures
@@ -48,17 +48,7 @@ class Streams:
         self._pictures = pictures
         self._board = board
         self._limit = limit
-        self._open: set[asyncio.Task[Any]] = set()
-
-    @property
-    def viewers(self) -> int:
-        """Pages and streams that are open."""
-        return len(self._open)
-
-    def close(self) -> None:
-        """End them all."""
-        for task in self._open:
-            task.cancel()
+        self.viewers = 0
 
     async def still(self, request: web.Request) -> web.Response:
         """The newest picture of a camera."""
@@ -75,16 +65,15 @@ class Streams:
         camera = self._camera_of(request)
         content_type = f"multipart/x-mixed-replace; boundary={_BOUNDARY}"
         response = web.StreamResponse(headers={"Content-Type": content_type})
-        async with self._viewer(request):
+        with self._viewer(), self._pictures.watching():
             await response.prepare(request)
-            with self._pictures.watching():
-                number, jpeg = 0, b""
-                while True:
-                    with contextlib.suppress(asyncio.TimeoutError):
-                        number, jpeg = await asyncio.wait_for(self._pictures.newer(camera, number), _REPEAT_S)
-                    if jpeg:
-                        head = f"--{_BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
-                        await _send(request, response.write(head.encode() + jpeg + b"\r\n"))
+            number, jpeg = 0, b""
+            while True:
+                with contextlib.suppress(asyncio.TimeoutError):
+                    number, jpeg = await asyncio.wait_for(self._pictures.newer(camera, number), _REPEAT_S)
+                if jpeg:
+                    head = f"--{_BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
+                    await _send(request, response.write(head.encode() + jpeg + b"\r\n"))
 
     async def page(self, request: web.Request) -> web.WebSocketResponse:
         """All that a page shows, over one WebSocket: browsers open six connections a host at most.
@@ -94,26 +83,22 @@ class Streams:
         when it can take another picture of a camera.
         """
         socket = web.WebSocketResponse(heartbeat=SEND_TIMEOUT_S, compress=False, max_msg_size=65536)
-        async with self._viewer(request):
+        with self._viewer():
             await socket.prepare(request)
             await _PageView(request, socket, self._pictures, self._board, self).run()
         return socket
 
-    @contextlib.asynccontextmanager
-    async def _viewer(self, request: web.Request) -> AsyncIterator[None]:
-        """One more viewer, where there is room; ends quietly when it leaves or is sent away."""
-        if len(self._open) >= self._limit:
-            text = (
-                f"{self._limit} pages and streams are open already, which is the limit: clients=N in the sink's URI\n"
-            )
+    @contextlib.contextmanager
+    def _viewer(self) -> Iterator[None]:
+        """One more viewer, where there is room."""
+        if self.viewers >= self._limit:
+            text = f"{self._limit} pages and streams are open, as many as may be: clients=N in the sink's URI\n"
             raise web.HTTPServiceUnavailable(text=text, headers={"Retry-After": "5"})
-        task = asyncio.current_task()
-        assert task is not None
-        self._open.add(task)
+        self.viewers += 1
         try:
             yield
         finally:
-            self._open.discard(task)
+            self.viewers -= 1
 
     def _camera_of(self, request: web.Request) -> str:
         camera = request.match_info["name"]
@@ -189,10 +174,16 @@ class _PageView:
 
 
 async def _send(request: web.Request, sending: Awaitable[Any]) -> None:
-    """Wait until a client has taken something; cut it off when that lasts too long."""
+    """Wait until a client has taken something; cut it off when that lasts too long.
+
+    Not `asyncio.wait_for`: before Python 3.12 that may swallow a cancellation, and a camera that is no longer watched
+    would be sent for ever.
+    """
+    if request.transport is None:
+        raise ConnectionResetError("the client is gone")
+    # abort(), because close() would wait for what the client never reads.
+    timer = asyncio.get_running_loop().call_later(SEND_TIMEOUT_S, request.transport.abort)
     try:
-        await asyncio.wait_for(sending, SEND_TIMEOUT_S)
-    except (asyncio.TimeoutError, ConnectionError):
-        if request.transport is not None:
-            request.transport.abort()  # close() would wait for what the client never reads
-        raise ConnectionResetError("the client is gone or does not read") from None
+        await sending
+    finally:
+        timer.cancel()

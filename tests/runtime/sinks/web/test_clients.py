@@ -129,7 +129,7 @@ async def talk(url: str, conversation: Any) -> Any:
     import aiohttp
 
     async with aiohttp.ClientSession() as session, session.ws_connect(f"{url}live") as live:
-        return await asyncio.wait_for(conversation(live), 20)
+        return await asyncio.wait_for(conversation(live), 40)
 
 
 def name_of(data: bytes) -> str:
@@ -180,3 +180,40 @@ def test_a_page_that_does_not_paint_gets_two_pictures(page: WebSink) -> None:
         return stuck, await count(live, 0.7)
 
     assert asyncio.run(talk(page.url, conversation)) == (2, 1)
+
+
+def test_what_is_no_longer_watched_is_no_longer_sent(page: WebSink) -> None:
+    names = [f"camera_{number}" for number in range(8)]
+    over = threading.Event()
+
+    def film() -> None:
+        while not over.wait(0.002):
+            for name in names:
+                page.write(frame(camera=name), found())
+
+    async def conversation(live: Any) -> None:
+        async def paint() -> None:
+            async for message in live:
+                if isinstance(message.data, bytes):
+                    await live.send_json({"painted": name_of(message.data)})
+
+        painting = asyncio.create_task(paint())
+        for turn in range(80):
+            await live.send_json({"watch": names})
+            await asyncio.sleep(0.01 + turn % 7 * 0.002)  # in the middle of something else each time
+            await live.send_json({"watch": []})
+            end = time.monotonic() + 10
+            await asyncio.sleep(0.005)
+            while page.wants_picture:
+                assert time.monotonic() < end, f"a camera is watched for ever after turn {turn}"
+                await asyncio.sleep(0.005)
+        painting.cancel()
+
+    camera_thread = threading.Thread(target=film)
+    camera_thread.start()
+    try:
+        wait_for_camera(page, 9)
+        asyncio.run(talk(page.url, conversation))
+    finally:
+        over.set()
+        camera_thread.join()
