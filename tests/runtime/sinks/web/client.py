@@ -17,7 +17,7 @@ from edge_mrcnn.runtime.sinks import SinkOptions
 from edge_mrcnn.runtime.sinks.web import WebSink
 
 NAMES = ("__background__", "mug", "bowl")
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 def frame(level: int = 80, camera: str = "front", size: tuple[int, int] = (48, 64), index: int = 0) -> Frame:
