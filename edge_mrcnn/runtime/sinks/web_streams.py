@@ -179,11 +179,13 @@ async def _send(request: web.Request, sending: Awaitable[Any]) -> None:
     Not `asyncio.wait_for`: before Python 3.12 that may swallow a cancellation, and a camera that is no longer watched
     would be sent for ever.
     """
-    if request.transport is None:
-        raise ConnectionResetError("the client is gone")
-    # abort(), because close() would wait for what the client never reads.
-    timer = asyncio.get_running_loop().call_later(SEND_TIMEOUT_S, request.transport.abort)
+    timer = asyncio.get_running_loop().call_later(SEND_TIMEOUT_S, _cut_off, request)
     try:
         await sending
     finally:
         timer.cancel()
+
+
+def _cut_off(request: web.Request) -> None:
+    if request.transport is not None:
+        request.transport.abort()  # close() would wait for what the client never reads
