@@ -191,7 +191,8 @@ function showHealth(status) {
   const node = byId("health");
   put(node, text);
   node.title = status.problems.join("\n");
-  node.dataset.health = !cameras ? "unknown" : status.healthy ? "good" : "bad";
+  const starting = connecting.length && !bad.length && !sinks.length;
+  node.dataset.health = !cameras ? "unknown" : status.healthy ? "good" : starting ? "warn" : "bad";
   document.title = status.healthy ? status.model || "edge-mrcnn" : `⚠ ${text}`;
 }
 
