@@ -36,8 +36,8 @@ _REACH, _REACH_PER_S = 1.0, 1.0
 """How far from where it was expected a thing of the same class is looked for, in sizes of the thing, and how much
 farther for every second that it was out of sight."""
 
-_MAX_SIZE_RATIO = 2.5
-"""Nor may it have grown or shrunk by more than this."""
+_MAX_SIZE_RATIO = 4.0
+"""Nor may it have grown or shrunk by more than this, as what is half hidden does."""
 
 _MAX_CLASS_WEIGHT = 5.0
 """So many scores of another class, in a row, change the class of an old track."""
@@ -165,7 +165,7 @@ class Tracker:
         size, found_size = motion.sizes(candidates["place"]), motion.sizes(place)
         away = np.hypot(*(candidates["place"][:, None, axis] - place[:, axis] for axis in (0, 1)))
         unseen_s = np.abs(self._now_ns - candidates["seen_ns"])[:, None] * 1e-9
-        cost = away / (size * (_REACH + _REACH_PER_S * unseen_s))
+        cost = away / (np.maximum(size, found_size.T) * (_REACH + _REACH_PER_S * unseen_s))
         ratio = size / found_size.T
         unlike = (ratio > _MAX_SIZE_RATIO) | (ratio < 1 / _MAX_SIZE_RATIO)
         cost[unlike | (candidates["class_id"][:, None] != found.class_id[rows])] = np.inf

@@ -45,8 +45,12 @@ def assign(cost: Array, limit: float) -> tuple[Rows, Rows]:
     (1987).
     """
     rows, columns = cost.shape
-    if not rows:
+    if not cost.size:
         return np.zeros(0, np.intp), np.zeros(0, np.intp)
+    if rows > columns:  # the fewer search
+        chosen, given = assign(cost.T, limit)
+        order = np.argsort(given)
+        return given[order], chosen[order]
     alone = np.full((rows, rows), np.inf)
     np.fill_diagonal(alone, limit)
     padded = np.concatenate([np.where(cost <= limit, cost, np.inf), alone], axis=1)
