@@ -96,7 +96,7 @@ def check(outcome: Outcome, code: int, *parts: str) -> None:
         ("run model.onnx photo.png --threshold 2", ["threshold", "from 0 to 1"]),
         ("run model.onnx photo.png --batch 0", ["batch", "at least 1"]),
         ("run photo.png photo.png", [".onnx"]),
-        ("run model.onnx rtsp://camera/stream", ["unknown scheme rtsp://", "test://"]),
+        ("run model.onnx rtmp://camera/stream", ["unknown scheme rtmp://", "test://"]),
         ("run model.onnx test://64x48?frame=3", ["unknown option 'frame'", "frames"]),
         ("run model.onnx test://big", ["WIDTHxHEIGHT"]),
         ("run model.onnx photo.png --to ftp://host/x", ["unknown sink", "out.jsonl"]),
