@@ -103,7 +103,7 @@ class SinkStatus:
         kind: `view`, which drops frames it is too slow for, or `record`, which the run waits for.
         written: Frames written.
         dropped: Frames a view was too slow for.
-        error: Why it failed; empty while it works.
+        error: Why it failed, or that it hangs; empty while it works.
     """
 
     uri: str
@@ -126,7 +126,8 @@ class RunStatus:
         sinks: In the order given.
         stages_ms: Milliseconds a frame of each stage over the last few seconds: `wait` (from receipt to the network's
             turn), `pre`, `infer`, `post`, `track`, `sinks` and `total` (receipt to the last sink).
-        healthy: Every live source is live or ended, and no sink failed. Files that wait for their turn are well.
+        healthy: Every live source is live or ended, no sink failed or hangs, and the network gave a result in the last
+            30 s, if a camera gives frames. Files that wait for their turn are well.
     """
 
     model: str

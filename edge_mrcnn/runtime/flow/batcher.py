@@ -25,10 +25,10 @@ _STOP_S = 2.0
 class Batcher:
     """Takes frames from sources, each live one in a lane of its own, the others one after the other in one lane.
 
-    The newest frame of each camera goes into a batch. Where some are missing it waits for those cameras that are giving
-    frames just now, but no frame waits for more than the frame period of the fastest camera: a frame that has waited so
-    long already, because the network was busy, goes at once. Cameras take turns in who comes first, so that
-    none starves where a batch has no room for all. Files alone fill every batch.
+    The newest frame of each camera goes into a batch. Where some are missing it waits for those whose next frame is
+    due, but no frame waits for more than the frame period of the fastest camera: one that has waited so long already,
+    because the network was busy, goes at once. Cameras take turns in who comes first, so that none starves where a
+    batch has no room for all. Files alone fill every batch.
 
     Attributes:
         lanes: One for each live source, then one for all others.
@@ -112,15 +112,15 @@ class Batcher:
         if not batch or not cameras:
             return _LOOK_S if going else 0.0
         now_ns = time.monotonic_ns()
+        latest_ns = min(frame.captured_ns for _, frame in batch) + min(map(self._period_ns, cameras))
         there = {number for number, _ in batch}
-        if not any(number not in there and self._is_due(number, now_ns) for number in cameras):
-            return 0.0
-        period_ns = min(self._period_ns(number) for number in cameras)
-        return (min(frame.captured_ns for _, frame in batch) + period_ns - now_ns) / 1e9
+        expected = any(self._is_due(number, now_ns, latest_ns) for number in cameras if number not in there)
+        return (latest_ns - now_ns) / 1e9 if expected else 0.0
 
-    def _is_due(self, number: int, now_ns: int) -> bool:
-        """Whether a camera gave its last frame so lately that the next one must be near."""
-        return now_ns - self._last_ns[number] < 2 * self._period_ns(number)
+    def _is_due(self, number: int, now_ns: int, latest_ns: float) -> bool:
+        """Whether a camera's next frame should come in time, and is not so late that something must be wrong."""
+        last_ns, period_ns = self._last_ns[number], self._period_ns(number)
+        return last_ns + period_ns <= latest_ns and now_ns < last_ns + 2 * period_ns
 
     def _period_ns(self, number: int) -> float:
         return 1e9 / (self.lanes[number].source.fps or DEFAULT_FPS)

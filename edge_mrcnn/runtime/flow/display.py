@@ -69,7 +69,7 @@ def status_line(status: RunStatus, columns: int = _WIDEST) -> str:
         parts.append(f"{_latency(total)} ms")
     dropped = sum(camera.dropped for camera in status.cameras)
     parts += [f"{dropped} dropped"] if dropped else []
-    parts += [f"FAILED {sink.uri}" for sink in status.sinks if sink.error]
+    parts += [f"TROUBLE {sink.uri}" for sink in status.sinks if sink.error]
     line = "  ".join(parts)
     for cameras in (_each(status.cameras), _together(status.cameras)):
         longer = "  ".join([line, *cameras])

@@ -29,6 +29,9 @@ from edge_mrcnn.runtime.sources.live import SourceHealth
 WINDOW_S = 5.0
 """Rates and latencies of the status are those of the last seconds."""
 
+_STILL_S = 30.0
+"""A run whose cameras give frames and whose network gives no result for longer is not well."""
+
 _FRESH_S = 0.2
 """A status is told again, rather than made anew, for this long: any number of pages may ask."""
 
@@ -59,7 +62,7 @@ class Monitor:
         self._cameras = [_Camera(source, name) for source, name in zip(sources, names, strict=True)]
         self._number = {name: number for number, name in enumerate(names)}
         self._lock = threading.Lock()
-        self._begin_ns = time.monotonic_ns()
+        self._begin_ns = self._last_ns = time.monotonic_ns()
         self._status: tuple[float, RunStatus] | None = None
 
     @property
@@ -81,6 +84,7 @@ class Monitor:
             self.found.update(labels.tolist())
             camera.labels, camera.image_hw = labels, result.frame.image_hw
             self.frames += 1
+            self._last_ns = result.handed_ns
             result.open = len(self.outlets)
         if not self.outlets:
             self._count_out(result)
@@ -132,17 +136,18 @@ class Monitor:
             cameras=cameras,
             sinks=sinks,
             stages_ms={stage: _rounded(found) for stage, found in self.latency.percentiles(begin_ns).items()},
-            healthy=not any(sink.error for sink in sinks)
-            and all(
-                status.state in ("live", "ended") or not camera.source.live
-                for camera, status in zip(self._cameras, cameras, strict=True)
-            ),
+            healthy=self._is_healthy(cameras, sinks, now_ns),
         )
+
+    def _is_healthy(self, cameras: Sequence[CameraStatus], sinks: Sequence[SinkStatus], now_ns: int) -> bool:
+        live = [status.state for status, camera in zip(cameras, self._cameras, strict=True) if camera.source.live]
+        stands_still = "live" in live and now_ns - self._last_ns > _STILL_S * 1e9
+        return set(live) <= {"live", "ended"} and not stands_still and not any(sink.error for sink in sinks)
 
     def sinks(self) -> tuple[SinkStatus, ...]:
         """How each sink is doing."""
         return tuple(
-            SinkStatus(outlet.sink.uri, outlet.sink.kind, outlet.written, outlet.dropped, str(outlet.error or ""))
+            SinkStatus(outlet.sink.uri, outlet.sink.kind, outlet.written, outlet.dropped, outlet.trouble)
             for outlet in self.outlets
         )
 

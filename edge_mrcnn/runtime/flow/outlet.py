@@ -16,6 +16,9 @@ logger = logging.getLogger(__name__)
 _ROOM = 4
 """Results that wait for a sink that records; when there are as many, the network waits."""
 
+_HANGS_S = 10.0
+"""Who writes one frame for longer is said to hang."""
+
 
 class Outlet:
     """Hands results to one sink, in a thread of its own, or in the main thread where the sink wants that.
@@ -47,6 +50,7 @@ class Outlet:
         self._waiting: dict[int, Result] = {}  # by number of the result, of views by lane
         self._count = 0
         self._busy = self._finishing = False
+        self._begin = 0.0
         self._changed = threading.Condition()
         name = f"edge-mrcnn-sink-{sink.uri}"
         self._thread = None if sink.main_thread else threading.Thread(target=self._serve, name=name, daemon=True)
@@ -75,9 +79,11 @@ class Outlet:
             self._wake.set()
 
     def pump(self) -> None:
-        """Write what waits, where the sink wants the main thread; to be called there."""
-        while self._thread is None and (result := self._next(0)) is not None:
-            self._write(result)
+        """Write what waits just now, where the sink wants the main thread; to be called there."""
+        for _ in range(len(self._waiting) if self._thread is None else 0):  # no more: new ones may come for ever
+            result = self._next(0)
+            if result is not None:
+                self._write(result)
 
     def finish(self) -> None:
         """Let the thread end when everything is written; does not wait for that."""
@@ -89,6 +95,14 @@ class Outlet:
         """Write nothing more, and let nobody wait for that."""
         self._fail(RuntimeError("the run was broken off"))
         self.finish()
+
+    @property
+    def trouble(self) -> str:
+        """Why it failed, or that it hangs; empty while it works."""
+        seconds = time.monotonic() - self._begin
+        if self.error is None and self._busy and seconds > _HANGS_S:
+            return f"has been writing one frame for {seconds:.0f} s"
+        return str(self.error or "")
 
     @property
     def backlog(self) -> int:
@@ -138,7 +152,7 @@ class Outlet:
             if not self._waiting:
                 return None
             result = self._waiting.pop(next(iter(self._waiting)))
-            self._busy = True
+            self._busy, self._begin = True, time.monotonic()
             self._changed.notify_all()
             return result
 

@@ -113,6 +113,11 @@ class Supervisor:
             if error is not None and id(error) not in self._noticed:
                 self._noticed.add(id(error))
                 logger.warning("going on without %s: %s", uri, error)
+        for outlet in self._outlets:
+            hangs = outlet.error is None and bool(outlet.trouble)
+            if hangs and id(outlet) not in self._noticed:
+                logger.warning("%s %s", outlet.sink.uri, outlet.trouble)
+            (self._noticed.add if hangs else self._noticed.discard)(id(outlet))
 
     def _sink_error(self) -> Exception | None:
         """The failure of a sink that ends the run."""

@@ -73,6 +73,18 @@ def test_a_dead_camera_delays_nobody(running) -> None:
     dead.stalled.clear()
 
 
+def test_a_seldom_camera_is_not_waited_for_before_its_time(running) -> None:
+    often, seldom = Camera("often", fps=5), Camera("seldom", fps=0.5)
+    batcher = running(often.source, seldom.source)
+    while "seldom" not in names(batcher.take(2)):
+        pass
+    ages = []
+    for _ in range(7):
+        ((_, frame),) = batcher.take(2)
+        ages.append(time.monotonic_ns() - frame.captured_ns)
+    assert statistics.median(ages) < 0.1e9, "it waited a frame period of 0.2 s for what comes every 2 s"
+
+
 def test_what_has_waited_long_goes_at_once(running) -> None:
     """A camera that is due is not waited for when the network has kept the other's frame waiting already."""
     often, seldom = Camera("often", fps=20), Camera("seldom", fps=0.7, timeout_s=60)

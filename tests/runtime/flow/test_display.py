@@ -48,7 +48,7 @@ def test_many_cameras_fit(lost: int) -> None:
 
 def test_a_failed_sink_is_named() -> None:
     sink = SinkStatus("out.mkv", "record", 5, 0, "the disk is full")
-    assert "FAILED out.mkv" in status_line(dataclasses.replace(STATUS, sinks=(sink,)))
+    assert "TROUBLE out.mkv" in status_line(dataclasses.replace(STATUS, sinks=(sink,)))
 
 
 def run_camera(model: Path, status: str, seconds: float = 1.3) -> None:

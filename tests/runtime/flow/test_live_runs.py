@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import pytest
 
 from edge_mrcnn import Detector, StreamError
 from edge_mrcnn.runtime import pipeline
+from edge_mrcnn.runtime.flow import monitor, outlet
 from edge_mrcnn.runtime.pipeline import RunOptions, RunSummary, run_pipeline
 from edge_mrcnn.runtime.sinks import SinkOptions, register_sink
 from edge_mrcnn.runtime.sources.pattern import PatternSource
@@ -211,6 +213,16 @@ def test_a_window_works_in_the_main_thread_and_others_do_not(model: Path) -> Non
     assert window.of("test")[-1] == 4
 
 
+@pytest.mark.parametrize("kind", ["view", "record"])
+def test_a_slow_window_does_not_keep_the_main_thread(model: Path, kind: str) -> None:
+    """There is always a next frame for it, and all the same the end of the run is noticed."""
+    window = SinkOfTest(kind, pause_s=0.02)
+    window.main_thread = True
+    run = Background(model, [PatternSource((8, 8))], [window], QUIET)
+    wait_for(lambda: len(window.seen) > 5)
+    assert run.end().interrupted
+
+
 def test_reading_network_and_sinks_overlap(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pause_s = 0.03
     draw, submit = PatternSource.draw, Detector.submit
@@ -338,6 +350,46 @@ def test_files_that_wait_for_their_turn_are_well(model: Path) -> None:
     run_pipeline(model, ["test://8x8?frames=2&name=a", "test://8x8?frames=2&name=b"], ["teller://"])
     assert [camera.name for camera in told[0].cameras] == ["a", "b"]
     assert told[0].healthy
+
+
+def test_a_sink_that_hangs_is_told(
+    model: Path, camera, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(outlet, "_HANGS_S", 0.2)
+    monkeypatch.setattr(monitor, "_STILL_S", 0.5)
+    record, told = SinkOfTest(), []
+    record.go.clear()
+
+    def opener(uri: str, options: SinkOptions) -> SinkOfTest:
+        told.append(options.status)
+        return SinkOfTest("view")
+
+    register_sink("told", opener)
+    run = Background(model, [camera("front").source], [record, "told://"], QUIET)
+    wait_for(lambda: record.entered.is_set() and told[0]().sinks[0].error)
+    assert re.fullmatch(r"has been writing one frame for \d+ s", told[0]().sinks[0].error)
+    assert not told[0]().healthy
+    wait_for(lambda: any(text.startswith("record://test has been writing") for text in caplog.messages))
+    record.go.set()
+    wait_for(lambda: told[0]().healthy)
+    run.end()
+
+
+def test_a_network_that_stands_still_is_not_well(model: Path, camera, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(monitor, "_STILL_S", 0.3)
+    submit, go, told = Detector.submit, threading.Event(), []
+    monkeypatch.setattr(Detector, "submit", lambda self, frames: go.wait(30) and submit(self, frames))
+
+    def opener(uri: str, options: SinkOptions) -> SinkOfTest:
+        told.append(options.status)
+        return SinkOfTest("view")
+
+    register_sink("told", opener)
+    run = Background(model, [camera("front").source], ["told://"], QUIET)
+    wait_for(lambda: told and told[0]().cameras[0].state == "live" and not told[0]().healthy)
+    go.set()
+    wait_for(lambda: told[0]().healthy)
+    run.end()
 
 
 def test_what_breaks_through_the_main_thread_leaves_no_threads(model: Path, tmp_path: Path) -> None:
