@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
 from edge_mrcnn import device
+from edge_mrcnn.frame import Frame
 from edge_mrcnn.runtime.detector import Detector
 from edge_mrcnn.runtime.preprocess import letterbox_batch
 from edge_mrcnn.runtime.sources import open_source
@@ -85,6 +87,17 @@ def test_the_cpu_may_letterbox(runner: TrtRunner, pictures: list[Array]) -> None
     on_gpu = runner.infer_pictures(pictures[:1])[0]
     assert on_cpu["num_detections"][0] > 0
     np.testing.assert_allclose(on_cpu["scores"][0, :3], on_gpu["scores"][0, :3], atol=0.05)
+
+
+def test_nv12_is_converted_there(runner: TrtRunner, pictures: list[Array]) -> None:
+    height, width, _ = pictures[0].shape
+    planar = cv2.cvtColor(pictures[0], cv2.COLOR_RGB2YUV_I420)
+    chroma = planar[height:].reshape(2, -1).T.reshape(height // 2, width)  # U, V pairs rather than planes
+    frame = Frame(np.concatenate([planar[:height], chroma]), pixel_format="nv12")
+    assert np.abs(frame.image.astype(int) - pictures[0]).mean() < 5
+    from_nv12, from_rgb = (runner.infer_pictures([picture])[0] for picture in (frame, frame.image))
+    assert from_rgb["num_detections"][0] > 0
+    np.testing.assert_allclose(from_nv12["scores"][0, :3], from_rgb["scores"][0, :3], atol=0.05)
 
 
 def test_arrays_of_torch_go_in_and_out(engine: Path, pictures: list[Array]) -> None:
