@@ -80,7 +80,10 @@ class RtspServer:
 
 
 class Damage:
-    """Stands between a client and a server and spoils every so many-th byte that the server sends, when told to."""
+    """Stands between an RTSP client and its server and, when told to, spoils one in `every` bytes of the pictures.
+
+    The headers of packets are let be: without them nothing at all would arrive.
+    """
 
     def __init__(self, port: int) -> None:
         self._server = port
@@ -94,16 +97,32 @@ class Damage:
             while True:
                 client, _ = self._listener.accept()
                 server = socket.create_connection(("127.0.0.1", self._server))
-                threading.Thread(target=self._pass_on, args=(client, server, False), daemon=True).start()
-                threading.Thread(target=self._pass_on, args=(server, client, True), daemon=True).start()
+                threading.Thread(target=self._to_server, args=(client, server), daemon=True).start()
+                threading.Thread(target=self._to_client, args=(server, client), daemon=True).start()
 
-    def _pass_on(self, source: socket.socket, target: socket.socket, spoil: bool) -> None:
+    def _to_server(self, client: socket.socket, server: socket.socket) -> None:
+        with contextlib.suppress(OSError), client, server:
+            while data := client.recv(65536):
+                server.sendall(data)
+
+    def _to_client(self, server: socket.socket, client: socket.socket) -> None:
         rng = np.random.default_rng(0)
-        with contextlib.suppress(OSError), source, target:
-            while data := source.recv(65536):
-                if spoil and self.every:
-                    data = spoilt(data, rng, self.every)
-                target.sendall(data)
+        waiting = b""
+        with contextlib.suppress(OSError), server, client:
+            while data := server.recv(65536):
+                waiting += data
+                while (size := _first_piece(waiting)) and size <= len(waiting):
+                    client.sendall(self._spoilt(waiting[:size], rng))
+                    waiting = waiting[size:]
+
+    def _spoilt(self, piece: bytes, rng: np.random.Generator) -> bytes:
+        if not self.every or piece[:2] != b"$\0":
+            return piece
+        found = np.frombuffer(piece, np.uint8).copy()
+        hit = rng.random(len(found)) < 1 / self.every
+        hit[:20] = False
+        found[hit] ^= rng.integers(1, 256, int(hit.sum()), dtype=np.uint8)
+        return found.tobytes()
 
     def __enter__(self) -> Damage:
         return self
@@ -112,14 +131,11 @@ class Damage:
         self._listener.close()
 
 
-def spoilt(data: bytes, rng: np.random.Generator, every: int) -> bytes:
-    """Data with one byte in `every` changed, but for the headers of packets, without which nothing at all arrives."""
-    found = np.frombuffer(data, np.uint8).copy()
-    hit = rng.random(len(found)) < 1 / every
-    for start in np.flatnonzero(found == ord("$")):
-        hit[start : start + 20] = False
-    found[hit] ^= rng.integers(1, 256, int(hit.sum()), dtype=np.uint8)
-    return found.tobytes()
+def _first_piece(data: bytes) -> int:
+    """Bytes of the first packet, or of the text before it; 0 when that cannot be said yet."""
+    if not data.startswith(b"$"):
+        return data.find(b"$") if b"$" in data else len(data)
+    return 4 + int.from_bytes(data[2:4], "big") if len(data) >= 4 else 0
 
 
 class MjpegServer:
