@@ -184,3 +184,23 @@ def test_a_file_is_read_to_its_last_frame_and_then_again() -> None:
         assert source.health.reconnects == 0
         assert next(frames).index == 12
         assert source.health.reconnects == 1
+
+
+def test_a_reader_that_was_left_behind_disconnects_when_its_time_is_over(caplog: pytest.LogCaptureFixture) -> None:
+    def fall_silent(write: Write) -> None:
+        stream(write, last=30)
+        time.sleep(60)
+
+    with MjpegServer(fall_silent) as server, open_source(server.url() + "?timeout_s=2") as source:
+        lane = Lane(source)
+        lane.start()
+        wait_for(lambda: lane.health.frames >= 30)
+        lane.stop(0.05)
+        assert "did not stop within 0.05 s: its reader is left behind" in caplog.text
+        assert lane.take() is not None  # what was accepted is still there
+        assert lane.ended
+        source.close()
+        name = f"edge-mrcnn-read-{source.name}"
+        wait_for(lambda: all(thread.name != name for thread in threading.enumerate()))
+        assert source._capture is None
+        assert source.health.state == "ended"
