@@ -320,5 +320,9 @@ class LiveSource:
     def _release(self) -> None:
         with self._lock:
             capture, self._capture = self._capture, None
-        if capture is not None:
+        if capture is None:
+            return
+        try:
             capture.close()
+        except Exception as error:  # what is lost anyway must not keep it from coming back
+            logger.debug("%s: %s while disconnecting", self.uri, scrub(str(error), self._uri))

@@ -152,6 +152,9 @@ def test_whatever_a_library_throws_the_camera_is_not_given_up(error: Exception, 
         def read(self) -> Frame:
             raise error
 
+        def close(self) -> None:
+            raise error
+
     def refuse() -> Connection:
         raise error
 
