@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,16 @@ def test_masks(tmp_path: Path) -> None:
     source = str(SAMPLES / "tabletop" / "val" / "images" / "000000.jpg")
     assert "0 [" in run(str(SAMPLES / "masks.py"), source, "out/", folder=tmp_path)
     assert (tmp_path / "out" / "000000.jpg").stat().st_size > 1000
+
+
+def test_track(tmp_path: Path) -> None:
+    """The same picture three times, as a video has it: each thing is counted once."""
+    for number in range(3):
+        shutil.copy(SAMPLES / "tabletop" / "val" / "images" / "000000.jpg", tmp_path / f"{number}.jpg")
+    last = run(str(SAMPLES / "track.py"), str(tmp_path), "out/", folder=tmp_path).splitlines()[-1]
+    objects = json.loads((SAMPLES / "tabletop" / "val" / "annotations.json").read_text())["annotations"]
+    count = int(last.split()[0])
+    assert 0 < count <= sum(entry["image_id"] == objects[0]["image_id"] for entry in objects) + 1
 
 
 def test_pycuda_arrays_says_what_it_needs(tmp_path: Path) -> None:

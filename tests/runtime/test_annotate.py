@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from edge_mrcnn import Detections, Frame, annotate
-from edge_mrcnn.runtime.annotate import AnnotateOptions, annotated_picture, contact_sheet
+from edge_mrcnn.runtime.annotate import AnnotateOptions, _write_texts, annotated_picture, contact_sheet
 from edge_mrcnn.runtime.labels import Label, _place, draw_labels
 from edge_mrcnn.runtime.palette import PALETTE, color_of, is_light, mix
 
@@ -89,6 +89,15 @@ def test_colors_by_class_instance_and_track() -> None:
     assert tints("class") == [list(color_of(2))] * 2
     assert tints("instance") == [list(color_of(1)), list(color_of(2))]
     assert tints("track") == [list(color_of(5)), list(color_of(9))]
+    fields["track_id"] = [0, 9]
+    red, green, blue = tints("track")[0]
+    assert max(red, green, blue) - min(red, green, blue) < 10  # grey: no number yet
+    assert tints("track")[1] == list(color_of(9))
+
+
+def test_labels_tell_numbers_of_tracks_but_no_zero() -> None:
+    found = detections([(10, 10, 90, 90)] * 3, class_id=[1, 2, 9], track_id=[7, 0, 12], score=[0.9, 0.8, 0.7])
+    assert _write_texts(found, NAMES, False) == ["#7 mug", "bottle", "#12 class 9"]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 500), (33, 20), (480, 640), (2160, 3840)])
