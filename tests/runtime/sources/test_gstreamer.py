@@ -116,7 +116,7 @@ def test_nv12_stays_nv12(size: str) -> None:
     assert (found["camera"], found["frame_id"], found["fps"]) == ("front", "optical", 30)
     assert found["uri"].startswith("gst://videotestsrc is-live=true")
     assert found["indices"] == list(range(21))
-    assert 0.5 < found["seconds"] < 10  # at the camera's pace, or the machine's where that is busy
+    assert 0.3 < found["seconds"] < 10  # at the camera's pace, or the machine's where that is busy
     assert found["late"] == 0
     assert found["stamp"] == ["host", True]
     assert found["health"] == ["live", True, [height, width]]
