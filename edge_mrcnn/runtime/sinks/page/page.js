@@ -56,7 +56,8 @@ class Card {
     const since = duration(camera.since_s);
     const states = { live: "live", lost: `lost for ${since}`, connecting: `connecting for ${since}`, ended: "ended" };
     put(this.find(".state"), states[camera.state] ?? camera.state);
-    const veils = { lost: ["Lost", `${since} ago${camera.error ? `: ${camera.error}` : ""}`], connecting: ["Connecting", since] };
+    const why = camera.error.split("; ")[0]; // what to do about it stands below the picture
+    const veils = { lost: ["Lost", `${since} ago${why ? `: ${why}` : ""}`], connecting: ["Connecting", since] };
     const [head, text] = veils[camera.state] ?? (this.shown ? ["", ""] : ["", "waiting for a picture"]);
     put(this.find(".veil strong"), head);
     put(this.find(".veil em"), text);
