@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import av
 
@@ -25,9 +26,11 @@ from edge_mrcnn.runtime.pipeline import RunOptions, RunSummary, run_pipeline
 from edge_mrcnn.runtime.sinks import Sink
 
 PATTERN = "test://640x480?frames=24"
+LONGEST_SEGMENT_S = 300.0
 _LOOK_S = 0.1
-_COME_AND_GO = 1
-"""Medians of threads and descriptors may differ by this many: connections come and go."""
+_COME_AND_GO = 4
+"""Medians of threads and descriptors may differ by this many, as connections come and go; a leak of one a fault gives
+hundreds in twenty minutes."""
 
 
 def soak(model: str | Path, options: SoakOptions | None = None) -> SoakReport:
@@ -59,7 +62,7 @@ def soak(model: str | Path, options: SoakOptions | None = None) -> SoakReport:
         vitals = stack.enter_context(Vitals())
         chaos = Chaos(farm, options)
         sinks: list[Sink | str] = [
-            *(str(folder / name) for name in ("soak.mkv", "soak.jsonl", "soak.mcap")),
+            *name_recordings(folder, options),
             f"mjpeg://127.0.0.1:{chaos.port}",
             *chaos.sinks.values(),
         ]
@@ -144,21 +147,34 @@ class Chaos:
             self._farm.misbehave(fault)
 
 
+def name_recordings(folder: Path, options: SoakOptions) -> list[str]:
+    """Recordings, cut into segments as whoever records for long would do it: the index of a file grows with it."""
+    segment_s = max(min(LONGEST_SEGMENT_S, 60 * options.minutes / 3), 1)
+    base = f"{quote(str(folder.resolve()))}/soak"
+    return [
+        f"file://{base}.mkv?segment_s={segment_s}",
+        f"file://{base}.jsonl?segment_s={segment_s}",
+        f"mcap://{base}.mcap?segment_s={segment_s}",
+    ]
+
+
 def count_recordings(folder: Path) -> dict[str, dict[str, int]]:
     """Frames of each camera that can be read back, by the recording's suffix."""
     from mcap.reader import make_reader
 
-    lines: Counter[str] = Counter()
-    with (folder / "soak.jsonl").open(encoding="utf-8") as stream:
-        lines.update(json.loads(line)["camera"] for line in stream)
-    with (folder / "soak.mcap").open("rb") as binary:
-        topics = Counter(channel.topic for _, channel, _ in make_reader(binary).iter_messages())
-    messages = {topic.split("/")[2]: count for topic, count in topics.items() if topic.endswith("/detections")}
-    videos = {}
-    for path in sorted(folder.glob("soak*.mkv")):
+    found: dict[str, Counter[str]] = {"mkv": Counter(), "jsonl": Counter(), "mcap": Counter()}
+    for path in folder.glob("soak_*.jsonl"):
+        with path.open(encoding="utf-8") as stream:
+            found["jsonl"].update(json.loads(line)["camera"] for line in stream)
+    for path in folder.glob("soak_*.mcap"):
+        with path.open("rb") as binary:
+            topics = [channel.topic for _, channel, _ in make_reader(binary).iter_messages()]
+        found["mcap"].update(topic.split("/")[2] for topic in topics if topic.endswith("/detections"))
+    for path in folder.glob("soak_*.mkv"):
         with av.open(str(path)) as container:
-            videos[path.suffixes[0][1:]] = sum(1 for packet in container.demux(video=0) if packet.size)
-    return {"mkv": videos, "jsonl": dict(lines), "mcap": messages}
+            camera = path.suffixes[0][1:].partition("_")[0]  # a second segment of the same second has a number
+            found["mkv"][camera] += sum(1 for packet in container.demux(video=0) if packet.size)
+    return {name: dict(counts) for name, counts in found.items()}
 
 
 def _make_report(

@@ -198,9 +198,9 @@ RECORDED = {"mkv": {"http0": 6}}
         ),
         (
             SUMMARY,
-            replace(VITALS, memory_mb=Growth(100, 101, 1.0, 3.0), threads=Growth(9, 11, 22.0, 6.0)),
+            replace(VITALS, memory_mb=Growth(100, 101, 1.0, 3.0), threads=Growth(9, 14, 55.6, 6.0)),
             RECORDED,
-            ["memory grew by 1.0 %, +3.0 MB an hour", "threads grew from 9 to 11"],
+            ["memory grew by 1.0 %, +3.0 MB an hour", "threads grew from 9 to 14"],
         ),
     ],
 )

@@ -30,6 +30,7 @@ def test_a_short_soak_loses_nothing(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert sum(camera["reconnects"] for camera in report["cameras"]) >= 2
     assert sum(camera["frames_out"] for camera in report["cameras"]) > 50
     assert {path.suffix for path in kept.iterdir()} == {".mkv", ".jsonl", ".mcap"}
+    assert len(list(kept.glob("*.jsonl"))) >= 2  # segments
     assert "no limit was broken" in capsys.readouterr().out
 
 
