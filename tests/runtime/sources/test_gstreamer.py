@@ -298,5 +298,7 @@ def test_a_stall_counts_as_lost_and_leaves_few_threads_behind() -> None:
             assert time.monotonic() < deadline
             feeder.give(1)
             time.sleep(0.02)
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
     assert process.wait(20) == 0
     assert stuck <= 8
