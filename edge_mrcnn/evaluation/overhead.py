@@ -1,8 +1,8 @@
 """What the pipeline itself costs a frame: everything but decoding, the network, drawing and encoding.
 
-A real run of a camera of 1920x1080 on one core. Frames are prepared beforehand, a `PreparedRunner` in the network's place
-gives 20 prepared detections, and the results go into JSON lines and to a view that draws nothing. What remains, and is
-counted: the reading lane, batches, letterboxing, boxes and masks, tracking, queues, metrics, JSON.
+A real run of a camera of 1920x1080 on one core. Frames are prepared beforehand, a `PreparedRunner` in the network's
+place gives 20 prepared detections, and the results go into JSON lines and to a view that draws nothing. What remains,
+and is counted: the reading lane, batches, letterboxing, boxes and masks, tracking, queues, metrics, JSON.
 """
 
 from __future__ import annotations
