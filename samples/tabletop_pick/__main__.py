@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tyro
@@ -15,8 +16,10 @@ from edge_mrcnn.training.tabletop.gl import backend
 
 from .measure import Aim, Try, aim, summary
 from .pick import Choice, choose, pick, plan
-from .video import Recorder
 from .world import make_cell
+
+if TYPE_CHECKING:
+    from .video import Recorder
 
 _MODEL = Path(__file__).parents[1] / "tabletop" / "model.onnx"
 
@@ -35,11 +38,15 @@ class Options:
     """File for the figures."""
     model: Path = _MODEL
     """Detector: an ONNX file or an engine."""
+    anything: bool = False
+    """Go for a random thing among those that the robot thinks it can take, not for the surest."""
     threads: int = 0
     """CPU threads of the detector; 0 for one per core."""
 
 
-def run_scene(seed: int, detector: Detector, recorder: Recorder | None = None) -> tuple[Try, list[Aim]]:
+def run_scene(
+    seed: int, detector: Detector, recorder: Recorder | None = None, anything: bool = False
+) -> tuple[Try, list[Aim]]:
     """One scene: what became of it, and how all grasp points were placed."""
     cell = make_cell(seed)
     detections = detector(cell.frame)
@@ -48,7 +55,7 @@ def run_scene(seed: int, detector: Detector, recorder: Recorder | None = None) -
     grasps, masks = plan(cell, detections), detections.masks()
     aims = [aim(cell, masks[row], int(detections.class_id[row]), grasp) for row, grasp in enumerate(grasps)]
     placed = [one for one, grasp in zip(aims, grasps, strict=True) if np.isfinite(grasp.point_m).all()]
-    chosen: Choice | None = choose(cell, detections, grasps)
+    chosen: Choice | None = choose(cell, detections, grasps, np.random.default_rng([seed, 1]) if anything else None)
     if chosen is None:
         return Try(seed, "nothing to grasp: " + (grasps[0].refusal or "off the table")), placed
     truth = aims[chosen.row]
@@ -66,12 +73,16 @@ def run_scene(seed: int, detector: Detector, recorder: Recorder | None = None) -
 
 def main(options: Options) -> None:
     """Runs the scenes one after the other and prints a line for each."""
-    recorder = Recorder(options.out) if options.out else None
+    recorder = None
+    if options.out is not None:
+        from .video import Recorder  # PyAV only where a video is wanted
+
+        recorder = Recorder(options.out)
     tries: list[Try] = []
     every: list[Aim] = []
     with Detector(options.model, threads=options.threads) as detector:
         for seed in range(options.seed, options.seed + options.scenes):
-            done, aims = run_scene(seed, detector, recorder)
+            done, aims = run_scene(seed, detector, recorder, options.anything)
             print(f"{seed}  {done.target or '-':8s} {done.outcome}", flush=True)
             tries.append(done)
             every += aims
@@ -79,7 +90,8 @@ def main(options: Options) -> None:
         recorder.close()
     figures = summary(tries, every)
     if options.json is not None:
-        command = f"python -m samples.tabletop_pick --scenes {options.scenes} --seed {options.seed} --json FILE"
+        flags = f"--scenes {options.scenes} --seed {options.seed}" + " --anything" * options.anything
+        command = f"python -m samples.tabletop_pick {flags} --json FILE"
         made = {"command": command, "mujoco": version("mujoco"), "renderer": backend(), "detector": options.model.name}
         options.json.write_text(json.dumps({**made, **figures}, indent=1) + "\n", encoding="utf-8")
     del figures["tries"]

@@ -45,26 +45,33 @@ def plan(cell: Cell, detections: Detections) -> list[Grasp]:
     return [max(grasps, key=lambda grasp: grasp.quality) for grasps in zip(*found, strict=True)]
 
 
-def choose(cell: Cell, detections: Detections, grasps: list[Grasp]) -> Choice | None:
-    """The surest one that lies on the table; None where nothing can be taken.
+def choose(
+    cell: Cell, detections: Detections, grasps: list[Grasp], rng: np.random.Generator | None = None
+) -> Choice | None:
+    """The surest one that lies on the table, or with `rng` any of them; None where nothing can be taken."""
+    world = cell.world_from_camera()
+    choices = [
+        Choice(row, grasp)
+        for row, grasp in enumerate(grasps)
+        if grasp.refusal is None and transform_points(world, grasp.point_m)[2] > _BELOW_TABLE_M
+    ]
+    if rng is not None and choices:
+        return choices[int(rng.integers(len(choices)))]
+    return max(choices, key=lambda choice: _worth(detections, choice), default=None)
+
+
+def _worth(detections: Detections, choice: Choice) -> float:
+    """How sure a choice is.
 
     What counts beside the grasp's quality is how sure the network is of the mask: a mask with few doubtful pixels has
     its centroid in the right place far more often.
     """
     assert detections.mask is not None
-    world, (height, width) = cell.world_from_camera(), detections.image_hw
-    best, most = None, 0.0
-    for row, grasp in enumerate(grasps):
-        if grasp.refusal is not None or transform_points(world, grasp.point_m)[2] < _BELOW_TABLE_M:
-            continue
-        left, top, right, bottom = detections.xyxy[row]
-        cut = min(left, top, width - right, height - bottom) < _BORDER
-        patch = detections.mask[row]
-        certainty = float(patch[patch >= 0.5].mean()) ** _CERTAINTY_POWER
-        worth = float(detections.score[row]) * grasp.quality * certainty * (_WORTH_IF_CUT if cut else 1.0)
-        if worth > most:
-            best, most = Choice(row, grasp), worth
-    return best
+    (left, top, right, bottom), (height, width) = detections.xyxy[choice.row], detections.image_hw
+    cut = min(left, top, width - right, height - bottom) < _BORDER
+    patch = detections.mask[choice.row]
+    certainty = float(patch[patch >= 0.5].mean()) ** _CERTAINTY_POWER
+    return float(detections.score[choice.row]) * choice.grasp.quality * certainty * (_WORTH_IF_CUT if cut else 1.0)
 
 
 class _Motion:
