@@ -109,6 +109,13 @@ def test_a_stall() -> None:
         assert max(said["threads"] for said in watcher.said) <= 2
 
 
+def test_a_change_of_resolution() -> None:
+    with RtspServer("--codec", "mjpeg") as server, watching(server.url() + "?decode=hardware&timeout_s=3") as watcher:
+        watcher.wait(lambda said: said["frame"] is not None and said["frame"][1] == [240, 320, 3])
+        server.tell("size 192x144")
+        watcher.wait(lambda said: said["frame"] is not None and said["frame"][1] == [144, 192, 3])
+
+
 @pytest.mark.parametrize("auth", [[], ["--digest"]], ids=["basic", "digest"])
 def test_passwords_open_and_are_told_to_nobody(auth: list[str]) -> None:
     escaped = quote(PASSWORD, safe="")

@@ -92,6 +92,8 @@ class VideoSource:
 
     def _frame(self, image: Any, index: int, position_ns: int) -> Frame:
         nv12 = image.ndim == 2
+        if nv12 and (image.shape[0] % 3 or image.shape[1] % 2):
+            raise StreamError(f"{self.uri} has odd sides, which NV12 cannot have; open it without decode=hardware")
         return Frame(
             image if nv12 else cv2.cvtColor(image, cv2.COLOR_BGR2RGB),
             source=self.uri,

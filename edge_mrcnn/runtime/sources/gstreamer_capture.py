@@ -123,12 +123,16 @@ class GstreamerCapture:
         return bool(self._capture.isOpened())
 
     def _read(self) -> Frame | None:
-        with quiet():
-            more, pixels = self._capture.read()
+        try:
+            with quiet():
+                more, pixels = self._capture.read()
+        except cv2.error as error:
+            raise StreamError(f"OpenCV cannot take a picture of {self._shown}: {error.err}") from None
         captured_ns, stamp_ns = time.monotonic_ns(), time.time_ns()
         if not more:
             return None
-        width, height = (int(self._capture.get(side)) for side in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
+        rows, width = pixels.shape
+        height = (2 * rows + 1) // 3  # of the picture; OpenCV's property stays what it was at first
         if width % 2 or height % 2:
             raise StreamError(
                 f"{self._shown} gives pictures of {width} x {height}, but NV12 needs even sides; end the pipeline with "

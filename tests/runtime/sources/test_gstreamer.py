@@ -56,13 +56,13 @@ def test_elements_of_a_pipeline() -> None:
     ("uri", "message"),
     [
         ("csi://front", "a CSI camera has a number"),
-        ("csi://0?widht=640", "unknown option 'widht'.*known: name, frame_id, drop, timeout_s, width"),
+        ("csi://0?breadth=640", "unknown option 'breadth'.*known: name, frame_id, drop, timeout_s, width"),
         ("csi://0?width=0", "option width in .* cannot be '0'; expected a positive number of pixels"),
         ("csi://0?fps=inf", "option fps"),
         ("csi://0?flip=8", "option flip .*0 to 7"),
         ("gst://", "takes a pipeline"),
         ("gst://videotestsrc ! appsink", "without appsink"),
-        ("gst://videotestsrc?nmae=front", "unknown option 'nmae'"),
+        ("gst://videotestsrc?title=front", "unknown option 'title'"),
     ],
 )
 def test_wrong_uris(uri: str, message: str) -> None:
@@ -192,6 +192,7 @@ UNOPENED = {
     "gst://v4l2src device=/dev/video99": "there is no such camera",
     "gst://videotestsrc num-buffers=0": "gave no picture|has ended|cannot start",
     "gst://videotestsrc ! video/x-raw,width=641,height=481": "641 x 481, but NV12 needs even.*width=640,height=480",
+    "gst://videotestsrc ! video/x-raw,width=640,height=483": "640 x 483, but .*width=640,height=482",
     "gst://rtspsrc location=rtsp://me:hunter2@127.0.0.1:9/x user-pw=hunter2 ! decodebin": (
         "cannot start gst://rtspsrc location=rtsp://127.0.0.1:9/x user"
     ),
