@@ -17,6 +17,7 @@ from edge_mrcnn.runtime.annotate import AnnotateOptions, Picture, annotate
 from edge_mrcnn.runtime.detector import Detector
 from edge_mrcnn.runtime.flow.batcher import Batcher
 from edge_mrcnn.runtime.flow.display import Show, display
+from edge_mrcnn.runtime.flow.heap import give_memory_back
 from edge_mrcnn.runtime.flow.monitor import Monitor, count_names
 from edge_mrcnn.runtime.flow.network import NetworkThread
 from edge_mrcnn.runtime.flow.outlet import Outlet
@@ -210,7 +211,8 @@ def run_pipeline(
         supervisor = _assemble(detector, Batcher(opened, names), monitor, tracked, wake, options)
         begin = time.perf_counter()
         live = any(source.live for source in opened)
-        with display(options.status, monitor, live=live, total=_total(opened, options.max_frames)) as tick:
+        total = _total(opened, options.max_frames)
+        with give_memory_back(), display(options.status, monitor, live=live, total=total) as tick:
             supervisor.run(caught, stop, tick)
         return _summary(monitor, opened, time.perf_counter() - begin, supervisor.interrupted)
 
