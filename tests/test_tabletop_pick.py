@@ -104,7 +104,11 @@ def test_a_miss_is_no_success(sample: ModuleType) -> None:
     cell = make_cell(SEED)
     with sample.Detector(ROOT / "samples" / "tabletop" / "model.onnx", threads=1) as detector:
         detections = detector(cell.frame)
-    choice = choose(cell, detections, plan(cell, detections))
+    grasps = plan(cell, detections)
+    choice = choose(cell, detections, grasps)
     assert choice is not None
+    any_of = {choose(cell, detections, grasps, np.random.default_rng(number)).row for number in range(20)}
+    assert len(any_of) > 1
+    assert all(grasps[row].refusal is None for row in any_of)
     above = dataclasses.replace(choice.grasp, tip_m=choice.grasp.tip_m - 0.2 * choice.grasp.approach)
     assert pick(cell, above, cell.scene.bodies[0]) == "missed"
