@@ -169,10 +169,11 @@ class _TurnAway(asyncio.Protocol):
 
 
 def _log_of_requests() -> logging.Logger:
-    """A log of our mistakes alone: of a client's, aiohttp would log the whole request, with the token."""
+    """A log of our mistakes alone: aiohttp would log each client that leaves, and bad requests whole, with the token."""
     log = logging.getLogger(f"{__name__}.requests")
+    theirs = (HttpProcessingError, ConnectionError)
     if not log.filters:
-        log.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError)))
+        log.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], theirs)))
     return log
 
 

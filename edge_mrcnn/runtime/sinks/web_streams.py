@@ -68,14 +68,12 @@ class Streams:
         with self._viewer(), self._pictures.watching():
             await response.prepare(request)
             number, jpeg = 0, b""
-            with contextlib.suppress(ConnectionError):  # the client left: nothing to tell of
-                while True:
-                    with contextlib.suppress(asyncio.TimeoutError):
-                        number, jpeg = await asyncio.wait_for(self._pictures.newer(camera, number), _REPEAT_S)
-                    if jpeg:
-                        head = f"--{_BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
-                        await _send(request, response.write(head.encode() + jpeg + b"\r\n"))
-        return response
+            while True:
+                with contextlib.suppress(asyncio.TimeoutError):
+                    number, jpeg = await asyncio.wait_for(self._pictures.newer(camera, number), _REPEAT_S)
+                if jpeg:
+                    head = f"--{_BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
+                    await _send(request, response.write(head.encode() + jpeg + b"\r\n"))
 
     async def page(self, request: web.Request) -> web.WebSocketResponse:
         """All that a page shows, over one WebSocket: browsers open six connections a host at most.

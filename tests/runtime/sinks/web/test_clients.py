@@ -2,6 +2,9 @@
 
 import asyncio
 import contextlib
+import logging
+import socket
+import struct
 import threading
 import time
 from pathlib import Path
@@ -24,6 +27,10 @@ from tests.runtime.sinks.web.client import (
     wait_for_camera,
     wait_until,
 )
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def resident_mb() -> float:
@@ -52,7 +59,9 @@ def test_a_client_that_never_reads_costs_nothing_to_others(page: WebSink) -> Non
         client.close()
 
 
-def test_a_client_that_never_reads_is_dropped(page: WebSink, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_never_reads_is_dropped(
+    page: WebSink, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(web_streams, "SEND_TIMEOUT_S", 0.3)
     noise = np.random.default_rng(0).integers(0, 255, (480, 640, 3), np.uint8)
     client = ask(page)
@@ -64,6 +73,7 @@ def test_a_client_that_never_reads_is_dropped(page: WebSink, monkeypatch: pytest
     wait_until(lambda: read_status(page)["viewers"] == 1, "the client")
     wait_until(gone, "the client to be dropped")
     client.close()
+    assert warnings(caplog) == []
 
 
 def test_a_page_that_never_answers_is_dropped(page: WebSink, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,6 +97,24 @@ def test_there_is_room_for_so_many_viewers() -> None:
         wait_until(lambda: read_status(sink)["viewers"] == 0, "room")
         with Stream(sink.url) as stream:
             stream.read()
+
+
+def test_viewers_may_leave_in_the_middle(page: WebSink, caplog: pytest.LogCaptureFixture) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (480, 640, 3), np.uint8)
+    for _ in range(10):
+        client = ask(page)
+        for _ in range(5):
+            page.write(frame(size=(480, 640)), found((480, 640)), noise)
+        client.recv(100)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, as of a crash
+        client.close()
+
+    def gone() -> bool:
+        page.write(frame(size=(480, 640)), found((480, 640)), noise)
+        return read_status(page)["viewers"] == 0
+
+    wait_until(gone, "the viewers to have left")
+    assert warnings(caplog) == []
 
 
 def test_a_viewer_that_leaves_is_noticed_without_new_pictures(page: WebSink, monkeypatch: pytest.MonkeyPatch) -> None:
