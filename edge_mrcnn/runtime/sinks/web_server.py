@@ -169,7 +169,7 @@ class _TurnAway(asyncio.Protocol):
 
 
 def _log_of_requests() -> logging.Logger:
-    """A log of our mistakes alone: aiohttp would log each client that leaves, and bad requests whole, with the token."""
+    """A log of our mistakes alone: aiohttp would log clients that leave, and bad requests whole, with the token."""
     log = logging.getLogger(f"{__name__}.requests")
     theirs = (HttpProcessingError, ConnectionError)
     if not log.filters:
