@@ -7,7 +7,6 @@ import contextlib
 import importlib.resources
 import json
 import logging
-import mimetypes
 import socket
 import threading
 from collections.abc import Callable
@@ -33,6 +32,10 @@ _BURST = 16
 """So many more may slip in at once: asyncio counts a connection a moment after it has accepted it."""
 
 _STOP_S = 5.0
+"""How long closing waits for the thread."""
+
+_TYPES = {"css": "text/css", "html": "text/html", "js": "text/javascript", "svg": "image/svg+xml"}
+"""Of the page's files; what Python guesses depends on the system."""
 
 
 class PageServer:
@@ -58,7 +61,6 @@ class PageServer:
             class_names: `class_names[class_id]`, for the colours.
         """
         self._listener = listener
-        self._clients = clients
         self._pictures = pictures
         self._board = StatusBoard(status, class_names)
         self._streams = Streams(pictures, self._board, clients)
@@ -145,8 +147,7 @@ class PageServer:
         name = request.match_info["name"]
         if name not in self._files:
             raise web.HTTPNotFound(text=f"there is no file {name!r}\n")
-        content_type = mimetypes.guess_type(name)[0] or "application/octet-stream"
-        return web.Response(body=self._files[name], content_type=content_type, charset="utf-8")
+        return web.Response(body=self._files[name], content_type=_TYPES[name.rpartition(".")[2]], charset="utf-8")
 
     async def _status(self, request: web.Request) -> web.Response:
         return web.json_response(text=self._board.to_json(self._streams.viewers))
@@ -180,4 +181,4 @@ def _log_of_requests() -> logging.Logger:
 def _read_page() -> dict[str, bytes]:
     """The page's files by name."""
     folder = importlib.resources.files("edge_mrcnn.runtime.sinks") / "page"
-    return {item.name: item.read_bytes() for item in folder.iterdir() if item.is_file()}
+    return {item.name: item.read_bytes() for item in folder.iterdir() if item.name.rpartition(".")[2] in _TYPES}
