@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import get_args
 
@@ -26,6 +26,7 @@ from edge_mrcnn.runtime.flow.supervisor import OnSinkError, Supervisor
 from edge_mrcnn.runtime.metrics import CameraSummary, Percentiles, SinkStatus
 from edge_mrcnn.runtime.sinks import Sink, open_sink
 from edge_mrcnn.runtime.sources import Source, open_source
+from edge_mrcnn.runtime.tracker import WEAK_SCORE
 from edge_mrcnn.runtime.uri import camera_name
 
 
@@ -34,7 +35,7 @@ class RunOptions:
     """How a run goes."""
 
     threshold: float = 0.5
-    """Detections with a lower score are dropped."""
+    """Detections with a lower score are dropped, but for those that continue a track, down to 0.1."""
 
     max_frames: int | None = None
     """Stop after this many frames; all of them when not given."""
@@ -198,9 +199,12 @@ def run_pipeline(
     with contextlib.ExitStack() as stack:
         opened = [stack.enter_context(_as_source(source, options)) for source in sources]
         if isinstance(detector, (str, Path)):
+            weakest = min(options.threshold, WEAK_SCORE)  # weak ones may continue a track
             detector = stack.enter_context(
-                Detector(detector, threshold=options.threshold, batch=options.batch, threads=options.threads)
+                Detector(detector, threshold=weakest, batch=options.batch, threads=options.threads)
             )
+        else:
+            options = replace(options, threshold=detector.threshold or 0.0)
         names = unique_names([source.name for source in opened])
         monitor = Monitor(detector, opened, names)
         wake = threading.Event()
@@ -260,6 +264,7 @@ def _assemble(
         masks=options.masks,
         max_frames=options.max_frames,
         tracked=tracked,
+        threshold=options.threshold,
         wake=wake,
     )
     return Supervisor(batcher, network, monitor.outlets, wake, options.on_sink_error)

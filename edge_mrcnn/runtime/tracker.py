@@ -46,6 +46,10 @@ _MOST_TRACKS = 1000
 """Tracks remembered; beyond it the ones unseen for longest go, whatever the clock says."""
 
 
+WEAK_SCORE = 0.1
+"""Detections down to this score are worth showing to a tracker: where a thing was, a weak one is most likely it."""
+
+
 @dataclass(frozen=True)
 class TrackerOptions:
     """How things are tracked."""

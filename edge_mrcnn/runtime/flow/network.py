@@ -8,13 +8,15 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from edge_mrcnn.detections import Detections
 from edge_mrcnn.frame import Frame
 from edge_mrcnn.runtime.detector import Detector, PendingDetections
 from edge_mrcnn.runtime.flow.batcher import Batcher
 from edge_mrcnn.runtime.flow.result import Draw, Result
 from edge_mrcnn.runtime.metrics import Timings
-from edge_mrcnn.runtime.tracker import Tracker
+from edge_mrcnn.runtime.tracker import Tracker, TrackerOptions
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class NetworkThread:
         masks: bool,
         max_frames: int | None,
         tracked: frozenset[str],
+        threshold: float,
         wake: threading.Event,
     ) -> None:
         """Connect the parts; nothing happens before `start`.
@@ -60,6 +63,7 @@ class NetworkThread:
             masks: Keep the masks.
             max_frames: Frames to deliver at most.
             tracked: Cameras whose detections are numbered from frame to frame.
+            threshold: Detections with a lower score are dropped, but for those that continue a track.
             wake: Set at the end.
         """
         self.done = False
@@ -67,7 +71,7 @@ class NetworkThread:
         self.frames = 0
         self._detector, self._batcher, self._deliver = detector, batcher, deliver
         self._draw, self._masks, self._max_frames, self._wake = draw, masks, max_frames, wake
-        self._tracked = tracked
+        self._tracked, self._threshold = tracked, threshold
         self._trackers: dict[str, Tracker] = {}
         self._taken = 0
         self._thread = threading.Thread(target=self._run, name="edge-mrcnn-network", daemon=True)
@@ -123,12 +127,14 @@ class NetworkThread:
     def _number(self, frame: Frame, detections: Detections, lane: int) -> Detections:
         """Detections with their tracks' numbers; each camera has a tracker of its own from its first frame on."""
         if frame.camera not in self._tracked:
-            return detections
+            return detections[detections.score >= self._threshold]
         if frame.camera not in self._trackers:
-            self._trackers[frame.camera] = Tracker()
+            start_score = min(max(self._threshold, TrackerOptions.start_score), 0.99)
+            self._trackers[frame.camera] = Tracker(TrackerOptions(start_score=start_score))
         # A camera's stamps may jump with somebody's clock; of files only the position counts.
         time_ns = frame.captured_ns if self._batcher.lanes[lane].source.live else frame.stamp_ns
-        return self._trackers[frame.camera].update(detections, time_ns)
+        numbered = self._trackers[frame.camera].update(detections, time_ns)
+        return numbered[(numbered.score >= self._threshold) | (np.asarray(numbered.track_id) > 0)]
 
 
 def _shares(timings: Timings) -> tuple[int, int, int]:
