@@ -66,7 +66,7 @@ def plan_faults(seed: int, soak_s: float, cameras: int, *, timeout_s: float, rts
         deck = deck or rng.sample(kinds, len(kinds))
         kind = deck.pop()
         seconds = _duration_s(rng, kind, timeout_s)
-        faults.append(Fault(at_s, kind, rng.randrange(cameras), min(seconds, soak_s / 6, soak_s - at_s)))
+        faults.append(Fault(at_s, kind, rng.randrange(cameras), min(seconds, soak_s / 10)))
         at_s += every_s * rng.uniform(0.5, 1.5)
     return faults
 

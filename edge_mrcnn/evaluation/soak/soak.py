@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.error import HTTPError
 from urllib.parse import quote
+from urllib.request import urlopen
 
 import av
 
@@ -26,7 +29,9 @@ from edge_mrcnn.runtime.pipeline import RunOptions, RunSummary, run_pipeline
 from edge_mrcnn.runtime.sinks import Sink
 
 PATTERN = "test://640x480?frames=24"
-LONGEST_SEGMENT_S = 300.0
+LONGEST_SEGMENT_S = 60.0
+PATIENCE_S = 10.0
+"""How long a camera may still take to come back when the soak is over."""
 _LOOK_S = 0.1
 _COME_AND_GO = 4
 """Medians of threads and descriptors may differ by this many, as connections come and go; a leak of one a fault gives
@@ -68,11 +73,13 @@ def soak(model: str | Path, options: SoakOptions | None = None) -> SoakReport:
         ]
         stop = threading.Event()
         with chaos.going_on(stop):
-            summary = run_pipeline(
-                model, farm.uris, sinks, RunOptions(threads=options.threads, status="off"), stop=stop
-            )
+            summary = run_pipeline(model, farm.uris, sinks, _run_options(options), stop=stop)
         recorded = {**count_recordings(folder), "block-record": chaos.sinks["block-record"].frames}
-        return _make_report(summary, vitals.measure(), recorded, chaos.injected, options)
+        return _make_report(summary, vitals.measure(), recorded, chaos, options)
+
+
+def _run_options(options: SoakOptions) -> RunOptions:
+    return RunOptions(threads=options.threads, status="line" if sys.stderr.isatty() else "off")
 
 
 class Chaos:
@@ -82,6 +89,7 @@ class Chaos:
         port: For the live page.
         sinks: Those that block.
         injected: Faults so far, by kind.
+        ill: What the page said in the end, when every fault was over; empty when all was well.
     """
 
     def __init__(self, farm: CameraFarm, options: SoakOptions) -> None:
@@ -89,6 +97,7 @@ class Chaos:
         self.port = find_free_port()
         self.sinks = {"block-record": BlockingSink("record"), "block-view": BlockingSink("view")}
         self.injected: Counter[str] = Counter()
+        self.ill = ""
         self._farm = farm
         self._clients = DeafClients(self.port, "http0")
         self._soak_s = 60 * options.minutes
@@ -134,6 +143,10 @@ class Chaos:
                 fault = next(plan, None)
             self._clients.tend()
             self._farm.tend()
+        end = time.monotonic() + PATIENCE_S
+        while (ill := ask_health(self.port)) and time.monotonic() < end and not over.wait(_LOOK_S):
+            self._farm.tend()
+        self.ill = ill
 
     def _begin(self, fault: Fault) -> None:
         self.injected[fault.kind] += 1
@@ -145,6 +158,18 @@ class Chaos:
             self._clients.break_off()
         else:
             self._farm.misbehave(fault)
+
+
+def ask_health(port: int) -> str:
+    """What the page says is wrong; empty when it says that all is well."""
+    try:
+        with urlopen(f"http://127.0.0.1:{port}/healthz", timeout=PATIENCE_S):
+            return ""
+    except HTTPError as error:
+        with error:
+            return f"not well in the end: {error.read().decode().strip()}"
+    except OSError as error:
+        return f"the page did not answer in the end: {error}"
 
 
 def name_recordings(folder: Path, options: SoakOptions) -> list[str]:
@@ -181,7 +206,7 @@ def _make_report(
     summary: RunSummary,
     vitals: VitalSigns,
     recorded: dict[str, dict[str, int]],
-    injected: Counter[str],
+    chaos: Chaos,
     options: SoakOptions,
 ) -> SoakReport:
     lost = sum(one.frames_in - one.frames_out - one.dropped for one in summary.cameras)
@@ -193,11 +218,11 @@ def _make_report(
         sinks=summary.sinks,
         lost=lost,
         recorded=recorded,
-        faults=dict(injected),
+        faults=dict(chaos.injected),
         latency_ms=summary.latency_ms.get("total", Percentiles(0, 0.0, 0.0, 0.0)),
         vitals=vitals,
         machine=describe_machine(),
-        problems=tuple(find_problems(summary, vitals, recorded, options)),
+        problems=(*find_problems(summary, vitals, recorded, options), *([chaos.ill] if chaos.ill else [])),
     )
 
 

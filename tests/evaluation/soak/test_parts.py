@@ -10,10 +10,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edge_mrcnn import StreamError, open_source
+from edge_mrcnn import StreamError, open_sink, open_source
 from edge_mrcnn.evaluation.machine import describe_machine
 from edge_mrcnn.evaluation.soak import SoakOptions, SoakReport
-from edge_mrcnn.evaluation.soak.awkward import BlockingSink
+from edge_mrcnn.evaluation.soak.awkward import BlockingSink, find_free_port
 from edge_mrcnn.evaluation.soak.farm import CameraFarm, has_rtsp_server
 from edge_mrcnn.evaluation.soak.faults import (
     CLIENT_FAULTS,
@@ -24,9 +24,9 @@ from edge_mrcnn.evaluation.soak.faults import (
     plan_faults,
     quiet_s,
 )
-from edge_mrcnn.evaluation.soak.soak import find_problems
+from edge_mrcnn.evaluation.soak.soak import ask_health, find_problems
 from edge_mrcnn.evaluation.soak.vitals import Growth, Vitals, VitalSigns, measure_growth, read_vitals
-from edge_mrcnn.runtime.metrics import CameraSummary, Percentiles, SinkStatus
+from edge_mrcnn.runtime.metrics import CameraStatus, CameraSummary, Percentiles, RunStatus, SinkStatus
 from edge_mrcnn.runtime.pipeline import RunSummary
 
 LIMIT_S = 30.0
@@ -238,6 +238,17 @@ def test_the_report_in_words() -> None:
 def test_options_out_of_range(field: str) -> None:
     with pytest.raises(ValueError, match=rf"SoakOptions\.{field} must be at least"):
         SoakOptions(**{field: -1})
+
+
+def test_the_page_is_asked_how_all_is() -> None:
+    port = find_free_port()
+    assert "the page did not answer" in ask_health(port)
+    live = CameraStatus("http0", "", "live", 9, 9, 0, 0, 0, 9.0, Percentiles(9, 1.0, 1.0, 1.0), {}, (48, 64), "")
+    run = RunStatus("net", "cpu", 9.0, 9.0, (live,), (), {}, True)
+    with open_sink(f"mjpeg://127.0.0.1:{port}", status=lambda: run):
+        until(lambda: ask_health(port) == "")
+        run = replace(run, cameras=(replace(live, state="lost", error="no route"),), healthy=False)
+        until(lambda: "http0" in ask_health(port))
 
 
 def test_kinds_do_not_overlap() -> None:
