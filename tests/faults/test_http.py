@@ -166,18 +166,47 @@ def test_fifty_connections_leave_nothing_behind() -> None:
     assert threading.active_count() <= threads + 1
 
 
-def test_a_file_is_read_to_its_last_frame_and_then_again() -> None:
-    """Encoders hold frames back, so do decoders: what they have in hand at the end is not lost."""
+def transport_stream(frames: int, codec: str, **options: str) -> list[bytes]:
+    """MPEG-TS, what came of each frame and of the end in a piece of its own."""
     import av
 
     file = io.BytesIO()
-    with av.open(file, "w", format="mpegts") as container:
-        encoder = container.add_stream("mpeg2video", rate=25)
-        encoder.width, encoder.height, encoder.pix_fmt, encoder.max_b_frames = 64, 48, "yuv420p", 2
-        for _ in range(12):
-            container.mux(encoder.encode(av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8))))
-        container.mux(encoder.encode())
-    server = MjpegServer(lambda write: write(file.getvalue()), "video/mp2t")
+    pieces = []
+    with av.open(file, "w", format="mpegts", options={"flush_packets": "1", "pat_period": "0.01"}) as container:
+        encoder = container.add_stream(codec, rate=25, options=options)
+        encoder.width, encoder.height, encoder.pix_fmt = 64, 48, "yuv420p"
+        for number in range(frames + 1):
+            image = np.full((48, 64, 3), number * 3 % 256, np.uint8)
+            begin = len(file.getvalue())
+            container.mux(encoder.encode(av.VideoFrame.from_ndarray(image) if number < frames else None))
+            pieces.append(file.getvalue()[begin:])
+    return pieces
+
+
+def test_the_first_key_frame_is_waited_for_while_packets_come() -> None:
+    """Until then nothing can be decoded; connecting again would only mean to wait for another."""
+    pieces = transport_stream(100, "libx264", tune="zerolatency", preset="ultrafast", g="75", keyint_min="75")
+
+    def from_the_middle(write: Write) -> None:
+        for piece in pieces[10:]:  # the next key frame is 65 frames away
+            write(piece)
+            time.sleep(0.04)
+
+    with MjpegServer(from_the_middle, "video/mp2t") as server:
+        begin = time.monotonic()
+        with open_source(server.url() + "?timeout_s=1") as source:
+            lane = Lane(source)
+            lane.start()
+            next(frames_of(lane, 10))
+            assert time.monotonic() - begin > 2
+            assert lane.health.reconnects == 0
+            lane.stop(10)
+
+
+def test_a_file_is_read_to_its_last_frame_and_then_again() -> None:
+    """Encoders hold frames back, so do decoders: what they have in hand at the end is not lost."""
+    file = b"".join(transport_stream(12, "mpeg2video", bf="2"))
+    server = MjpegServer(lambda write: write(file), "video/mp2t")
     with server, open_source(server.url() + "?drop=never") as source:
         frames = iter(source)
         assert [next(frames).image_hw for _ in range(12)] == [(48, 64)] * 12
