@@ -27,7 +27,7 @@ from edge_mrcnn.runtime.metrics import CameraSummary, Percentiles, SinkStatus
 from edge_mrcnn.runtime.sinks import Sink, open_sink
 from edge_mrcnn.runtime.sources import Source, open_source
 from edge_mrcnn.runtime.tracker import WEAK_SCORE
-from edge_mrcnn.runtime.uri import camera_name
+from edge_mrcnn.runtime.uri import camera_name, redact
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def run_pipeline(
         StreamError: A source cannot be opened, a file cannot be read to its end, or a sink that records cannot be
             written. What was read before is written first, and recordings are kept. A camera that is lost raises
             nothing: it is connected to again, for ever.
-        ValueError: There is no source, or a URI is unknown.
+        ValueError: There is no source, a URI is unknown, or two sinks have the same one.
 
     Example:
         >>> summary = run_pipeline("model.onnx", ["clip.mp4"], ["out.mkv"])  # doctest: +SKIP
@@ -196,6 +196,7 @@ def run_pipeline(
     options = options or RunOptions()
     if not sources:
         raise ValueError("a run needs at least one source, such as photo.jpg, clip.mp4 or test://640x480?frames=30")
+    _refuse_repeated(sinks)
     with contextlib.ExitStack() as stack:
         opened = [stack.enter_context(_as_source(source, options)) for source in sources]
         if isinstance(detector, (str, Path)):
@@ -268,6 +269,14 @@ def _assemble(
         wake=wake,
     )
     return Supervisor(batcher, network, monitor.outlets, wake, options.on_sink_error)
+
+
+def _refuse_repeated(sinks: Sequence[Sink | str | Path]) -> None:
+    """Two sinks that write the same file would spoil it."""
+    uris = [str(sink) if isinstance(sink, (str, Path)) else sink.uri for sink in sinks]
+    repeated = {redact(uri) for uri in uris if uris.count(uri) > 1}
+    if repeated:
+        raise ValueError(f"each sink once, please: {', '.join(sorted(repeated))} was given twice")
 
 
 def _outlet(sink: Sink | str | Path, monitor: Monitor, wake: threading.Event, options: RunOptions) -> Outlet:

@@ -130,6 +130,12 @@ def test_a_person_ends_the_run(model: Path, tmp_path: Path, main_thread: bool) -
     assert len(lines(tmp_path / "out.jsonl")) == summary.frames >= 2
 
 
+def test_a_sink_given_twice(model: Path, tmp_path: Path) -> None:
+    sinks = [tmp_path / "out.jsonl", str(tmp_path / "out.jsonl")]
+    with pytest.raises(ValueError, match=r"each sink once, please: .*out.jsonl was given twice"):
+        run_pipeline(model, [PATTERN], sinks)
+
+
 def test_no_sources(model: Path) -> None:
     with pytest.raises(ValueError, match="at least one source"):
         run_pipeline(model, [])
