@@ -77,7 +77,7 @@ class Vitals:
             self._rows.extend((time.monotonic(), *read_vitals()))
 
     def measure(self) -> VitalSigns:
-        """What was seen after the warm-up: a tenth of the time, at most two minutes.
+        """What was seen after the warm-up: a fifth of the time, at most two minutes.
 
         Raises:
             StreamError: It was too short to say anything.
@@ -85,7 +85,7 @@ class Vitals:
         rows = np.array(self._rows, np.float64).reshape(-1, 4)
         if len(rows) < 6:
             raise StreamError(f"the soak ended after {len(rows)} s, too early to say anything about growth")
-        warm_up_s = min(LONGEST_WARM_UP_S, (rows[-1, 0] - rows[0, 0]) / 10)
+        warm_up_s = min(LONGEST_WARM_UP_S, (rows[-1, 0] - rows[0, 0]) / 5)
         rows = rows[rows[:, 0] - rows[0, 0] >= warm_up_s]
         memory, threads, descriptors = (measure_growth(rows[:, 0], rows[:, column]) for column in (1, 2, 3))
         return VitalSigns(len(rows), round(float(warm_up_s), 1), memory, threads, descriptors)
