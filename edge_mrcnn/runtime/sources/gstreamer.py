@@ -6,14 +6,11 @@ Frames stay NV12, as this hardware gives them: half the bytes of RGB, and the GP
 from __future__ import annotations
 
 import re
-import socket
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
-from urllib.parse import urlsplit
 
-from edge_mrcnn.errors import StreamError
-from edge_mrcnn.runtime.sources.gstreamer_capture import repeated_captures
+from edge_mrcnn.runtime.sources.gstreamer_capture import GstreamerCapture
 from edge_mrcnn.runtime.sources.live import LIVE_OPTIONS, TIMEOUT_S, Capture, LiveSource
 from edge_mrcnn.runtime.uri import HIDDEN, redact, take_options
 
@@ -58,15 +55,16 @@ def hardware_pipeline(location: str) -> str:
     return f"{source} ! decodebin ! video/x-raw(memory:NVMM) ! nvvidconv"
 
 
-def with_appsink(pipeline: str, *, newest: bool) -> str:
+def with_appsink(pipeline: str, *, newest: bool, caps: str = "video/x-raw,format=NV12") -> str:
     """A pipeline with an end where OpenCV takes frames in NV12.
 
     Args:
         pipeline: Up to raw video. Its last element is no caps filter: OpenCV cannot open two of them in a row.
         newest: A new frame takes the place of one that nobody took; else the pipeline waits.
+        caps: What the last element must give.
     """
     room = "drop=true max-buffers=1" if newest else "max-buffers=4"
-    return f"{pipeline} ! video/x-raw,format=NV12 ! appsink {room} sync=false"
+    return f"{pipeline} ! {caps} ! appsink {room} sync=false"
 
 
 def open_csi(uri: str) -> LiveSource:
@@ -85,7 +83,9 @@ def open_csi(uri: str) -> LiveSource:
     if not number.isdecimal():
         raise ValueError(f"a CSI camera has a number, such as csi://0, got {uri!r}")
     live = {key: options.pop(key) for key in LIVE_OPTIONS if key in options}
-    return _open_live(uri, csi_pipeline(int(number), **options), {"name": f"csi{number}", **live})
+    newest = live.get("drop") != "never"
+    pipeline = with_appsink(csi_pipeline(int(number), **options), newest=newest)
+    return _open_live(uri, pipeline, {"name": f"csi{number}", **live})
 
 
 def open_pipeline(uri: str) -> LiveSource:
@@ -110,7 +110,10 @@ def open_pipeline(uri: str) -> LiveSource:
             f"gst:// takes a pipeline up to raw video, without appsink, such as 'gst://v4l2src device=/dev/video0', "
             f"got {_hide_secrets(uri)!r}"
         )
-    return _open_live(_hide_secrets(uri), f"{pipeline} ! videoconvert", {"name": "gst", **options})
+    # Of JPEG, for one, the range would stay full, which NV12 of a `Frame` is not.
+    caps = "video/x-raw,format=NV12,colorimetry=bt601"
+    whole = with_appsink(f"{pipeline} ! videoconvert", newest=options.get("drop") != "never", caps=caps)
+    return _open_live(_hide_secrets(uri), whole, {"name": "gst", **options})
 
 
 def hardware_captures(uri: str, timeout_s: float, *, newest: bool) -> Callable[[], Capture]:
@@ -121,34 +124,13 @@ def hardware_captures(uri: str, timeout_s: float, *, newest: bool) -> Callable[[
         timeout_s: A stall this long counts as lost.
         newest: A new frame takes the place of one that nobody took.
     """
-    start = repeated_captures(with_appsink(hardware_pipeline(uri), newest=newest), redact(uri), timeout_s)
-
-    def connect() -> Capture:
-        _reach(uri, timeout_s)
-        return start()
-
-    return connect
-
-
-def _reach(uri: str, timeout_s: float) -> None:
-    """Refuse a server that does not answer before a pipeline is made for it.
-
-    OpenCV 4.6 leaves a thread and two descriptors behind for every seventh pipeline that cannot connect, which a camera
-    that is off for days would make too many.
-    """
-    shown = redact(uri)
-    parts = urlsplit(shown)
-    address = parts.hostname or "", parts.port or (322 if parts.scheme == "rtsps" else 554)
-    try:
-        socket.create_connection(address, timeout_s).close()
-    except OSError as error:
-        raise StreamError(f"{shown} cannot be reached: {error.strerror or error}") from None
+    pipeline = with_appsink(hardware_pipeline(uri), newest=newest)
+    return lambda: GstreamerCapture(pipeline, redact(uri), timeout_s)
 
 
 def _open_live(uri: str, pipeline: str, options: dict[str, Any]) -> LiveSource:
     timeout_s = options.pop("timeout_s", TIMEOUT_S)
-    whole = with_appsink(pipeline, newest=options.get("drop") != "never")
-    return LiveSource(uri, repeated_captures(whole, redact(uri), timeout_s), **options)
+    return LiveSource(uri, lambda: GstreamerCapture(pipeline, redact(uri), timeout_s), **options)
 
 
 def _hide_secrets(uri: str) -> str:

@@ -1,48 +1,44 @@
-"""`GstreamerCapture`: frames in NV12 out of a GStreamer pipeline, by way of OpenCV.
+"""`GstreamerCapture`: frames in NV12 out of a GStreamer pipeline, by way of OpenCV in a process of its own.
 
-Every Jetson's OpenCV has GStreamer in it; pip's has not. What OpenCV does not do is give up on a pipeline that stalls,
-so it is called in a thread of its own, which can be left behind.
+Every Jetson's OpenCV has GStreamer in it; pip's has not.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
-import logging
-import math
-import queue
+import contextlib
+import fcntl
 import re
+import select
 import shutil
 import subprocess
-import threading
+import sys
+import tempfile
 import time
-from collections.abc import Callable
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any
 
 import cv2
+import numpy as np
 
 from edge_mrcnn.errors import StreamError
 from edge_mrcnn.frame import Frame
-from edge_mrcnn.runtime.opencv import quiet
-from edge_mrcnn.runtime.sources.live import Capture
+from edge_mrcnn.runtime.sources import gstreamer_child
+from edge_mrcnn.runtime.sources.gstreamer_child import REPLY
 
-logger = logging.getLogger(__name__)
-
-OPEN_S = 15.0
+_OPEN_S = 20.0
 """How long a pipeline may take to start: a Jetson takes seconds for a camera's first picture."""
 
-_CLOSE_S = 2.0
-"""How long to wait for a pipeline to stop, so that its camera is free for the next one."""
-
-_MOST_LEFT_BEHIND = 3
-"""Of one camera, pipelines that hang and are left behind for a new one."""
+_CLOSE_S = 3.0
+"""How long a pipeline may take to stop, so that its camera is free for the next one."""
 
 _JETSON_ELEMENTS = ("nvarguscamerasrc", "nvv4l2decoder", "nvvidconv")
 
-_Result = TypeVar("_Result")
+_SET_PIPE_SIZE, _PIPE_BYTES = 1031, 1 << 20
+"""Linux's F_SETPIPE_SZ, which Python names from 3.10 on but not everywhere, and as much as anybody may ask for."""
 
 
 class GstreamerCapture:
-    """A pipeline, and the thread in which OpenCV reads it.
+    """A pipeline in a process of its own.
 
     Attributes:
         fps: Frames per second as the pipeline says, None where it does not.
@@ -52,41 +48,38 @@ class GstreamerCapture:
     damaged = 0
 
     def __init__(self, pipeline: str, shown: str, timeout_s: float) -> None:
-        """Make the thread; `open` starts the pipeline.
+        """Start the pipeline.
 
         Args:
             pipeline: Ends in an appsink that gets NV12.
             shown: What errors call it, without credentials.
             timeout_s: How long `read` waits.
-        """
-        self.fps: float | None = None
-        self._pipeline, self._shown, self._timeout_s = pipeline, shown, timeout_s
-        self._capture: Any = None
-        self._closed = False
-        self._thread = _Thread()
-
-    @property
-    def hangs(self) -> bool:
-        """It was closed, but is still inside GStreamer."""
-        return self._closed and self._thread.is_alive()
-
-    def open(self) -> None:
-        """Start the pipeline.
 
         Raises:
-            StreamError: It cannot be started, or not in time; the capture is closed then.
+            StreamError: OpenCV has no GStreamer, GStreamer lacks an element, or the pipeline does not start.
         """
-        try:
-            opened = self._thread.call(self._start, OPEN_S)
-        except concurrent.futures.TimeoutError:
-            self.close()
-            raise StreamError(f"{self._shown} did not start within {OPEN_S:g} s") from None
-        if not opened:
-            self.close()
-            raise StreamError(
-                f"GStreamer cannot start {self._shown}: there is no such camera, file or server, it is in use, or it "
-                "does not give the format, size and rate asked for; GST_DEBUG=2 in the environment shows more"
+        require_gstreamer()
+        check_elements(pipeline, shown)
+        self._shown, self._timeout_s = shown, timeout_s
+        self._closed = False
+        with tempfile.TemporaryFile() as said:
+            self._process = subprocess.Popen(
+                [sys.executable, str(Path(gstreamer_child.__file__))],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=said,
+                bufsize=0,
+                start_new_session=True,  # Ctrl-C is the program's
             )
+            try:
+                self.fps = self._open(pipeline)
+            except StreamError as error:
+                self.close()
+                said.seek(0)
+                raise StreamError(f"{error}{_reason(said.read().decode(errors='replace'))}") from None
+            except BaseException:
+                self.close()
+                raise
 
     def read(self) -> Frame:
         """The next frame, in NV12, stamped by the host.
@@ -96,114 +89,70 @@ class GstreamerCapture:
         """
         if self._closed:
             raise StreamError(f"{self._shown} is closed; open it again")
-        try:
-            frame = self._thread.call(self._read, self._timeout_s)
-        except concurrent.futures.TimeoutError:
-            raise StreamError(f"{self._shown} gave no picture for {self._timeout_s:g} s") from None
-        if frame is None:
-            raise StreamError(f"the pipeline of {self._shown} has ended")
-        return frame
-
-    def close(self) -> None:
-        """Stop the pipeline. Where GStreamer does not return, its thread is left behind. A second call does nothing."""
-        if self._closed:
-            return
-        self._closed = True
-        try:
-            self._thread.call(self._stop, _CLOSE_S)
-        except concurrent.futures.TimeoutError:
-            logger.warning("%s hangs inside GStreamer: its thread is left behind", self._shown)
-        self._thread.finish()
-
-    def _start(self) -> bool:
-        with quiet():
-            self._capture = cv2.VideoCapture(self._pipeline, cv2.CAP_GSTREAMER)
-        rate = self._capture.get(cv2.CAP_PROP_FPS)
-        self.fps = rate if math.isfinite(rate) and rate > 0 else None
-        return bool(self._capture.isOpened())
-
-    def _read(self) -> Frame | None:
-        try:
-            with quiet():
-                more, pixels = self._capture.read()
-        except cv2.error as error:
-            raise StreamError(f"OpenCV cannot take a picture of {self._shown}: {error.err}") from None
-        captured_ns, stamp_ns = time.monotonic_ns(), time.time_ns()
+        late = f"{self._shown} gave no picture for {self._timeout_s:g} s"
+        self._ask(b"\n")
+        more, _, captured_ns, rows, width = REPLY.unpack(self._receive(REPLY.size, self._timeout_s, late))
         if not more:
-            return None
-        rows, width = pixels.shape
-        height = (2 * rows + 1) // 3  # of the picture; OpenCV's property stays what it was at first
+            raise StreamError(f"the pipeline of {self._shown} has ended")
+        pixels = np.frombuffer(self._receive(rows * width, self._timeout_s, late), np.uint8).reshape(rows, width)
+        height = (2 * rows + 1) // 3
         if width % 2 or height % 2:
             raise StreamError(
                 f"{self._shown} gives pictures of {width} x {height}, but NV12 needs even sides; end the pipeline with "
                 f"videoscale ! video/x-raw,width={width // 2 * 2},height={height // 2 * 2}"
             )
+        stamp_ns = time.time_ns() - (time.monotonic_ns() - captured_ns)
         return Frame(pixels, captured_ns=captured_ns, stamp_ns=stamp_ns, pixel_format="nv12")
 
-    def _stop(self) -> None:
-        if self._capture is not None:
-            self._capture.release()
-            self._capture = None
+    def close(self) -> None:
+        """Stop the pipeline, and end its process where that hangs. A second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            with contextlib.suppress(OSError):
+                pipe.close()
+        try:
+            self._process.wait(_CLOSE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
+    def _open(self, pipeline: str) -> float | None:
+        """Send the pipeline; its rate when it runs."""
+        assert self._process.stdout is not None
+        with contextlib.suppress(OSError):  # only faster
+            fcntl.fcntl(self._process.stdout, _SET_PIPE_SIZE, _PIPE_BYTES)
+        self._ask(pipeline.encode() + b"\n")
+        late = f"{self._shown} did not start within {_OPEN_S:g} s"
+        opened, fps, *_ = REPLY.unpack(self._receive(REPLY.size, _OPEN_S, late))
+        if not opened:
+            raise StreamError(f"GStreamer cannot start {self._shown}")
+        return fps or None
 
-class _Thread(threading.Thread):
-    """Makes calls that may never return, one after the other."""
+    def _ask(self, line: bytes) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # then it does not answer either
+            self._process.stdin.write(line)
 
-    def __init__(self) -> None:
-        super().__init__(name="edge-mrcnn-gstreamer", daemon=True)
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self.start()
+    def _receive(self, count: int, timeout_s: float, late: str) -> bytearray:
+        """So many bytes.
 
-    def call(self, job: Callable[[], _Result], timeout_s: float) -> _Result:
-        """What `job` returns. It goes on behind a `concurrent.futures.TimeoutError`."""
-        future: concurrent.futures.Future[_Result] = concurrent.futures.Future()
-
-        def run() -> None:
-            try:
-                future.set_result(job())
-            except Exception as error:  # the caller's
-                future.set_exception(error)
-
-        self._jobs.put(run)
-        return future.result(timeout_s)
-
-    def finish(self) -> None:
-        """End after the calls made so far."""
-        self._jobs.put(None)
-
-    def run(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            job()
-
-
-def repeated_captures(pipeline: str, shown: str, timeout_s: float) -> Callable[[], Capture]:
-    """What starts a pipeline, again and again, for `LiveSource`.
-
-    A pipeline that hangs inside GStreamer is left behind for a new one, but only so many times: however long a camera
-    is stalled, threads and descriptors stay few. When one of them comes to its end, a new one may be started again.
-
-    Args:
-        pipeline: Ends in an appsink that gets NV12.
-        shown: What errors call it, without credentials.
-        timeout_s: A stall this long counts as lost.
-    """
-    started: list[GstreamerCapture] = []
-
-    def start() -> Capture:
-        require_gstreamer()
-        started[:] = [capture for capture in started if capture.hangs]
-        if len(started) >= _MOST_LEFT_BEHIND:
-            raise StreamError(
-                f"{shown} still hangs inside GStreamer; restart what it reads from, of a Jetson's camera: "
-                "sudo systemctl restart nvargus-daemon"
-            )
-        check_elements(pipeline, shown)
-        capture = GstreamerCapture(pipeline, shown, timeout_s)
-        started.append(capture)
-        capture.open()
-        return capture
-
-    return start
+        Raises:
+            StreamError: The process ended, or nothing came for too long; then with the message given.
+        """
+        pipe: Any = self._process.stdout
+        received = bytearray(count)
+        left = memoryview(received)
+        while left:
+            if not select.select([pipe], [], [], timeout_s)[0]:
+                raise StreamError(late)
+            got = pipe.readinto(left)
+            if not got:
+                raise StreamError(f"the process that runs {self._shown} in GStreamer has died")
+            left = left[got:]
+        return received
 
 
 def require_gstreamer() -> None:
@@ -252,3 +201,11 @@ def _exists(element: str) -> bool:
     """Whether GStreamer has an element; true where it cannot be asked."""
     tool = shutil.which("gst-inspect-1.0")
     return tool is None or subprocess.run([tool, "--exists", element], check=False, capture_output=True).returncode == 0
+
+
+def _reason(said: str) -> str:
+    """What GStreamer said about it, as OpenCV logs that."""
+    found = re.findall(r"module (\w+) reported: ([^\n]+)", said)
+    if found:
+        return f": {found[0][0]} says: {found[0][1].strip()}"
+    return "; GST_DEBUG=2 in the environment shows why: gst-launch-1.0 and the pipeline"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import subprocess
-import time
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import cv2
 import numpy as np
@@ -26,6 +27,7 @@ from edge_mrcnn.runtime.sources.gstreamer import (
 )
 from edge_mrcnn.runtime.sources.gstreamer_capture import elements, require_gstreamer
 from tests.faults.gstreamer_child import ROOT, run_child, start_child
+from tests.faults.servers import wait_for
 
 
 # ------------------------------------------------------------------------------------------------------------ pipelines
@@ -83,15 +85,18 @@ BARS = [(255, 255, 255), (255, 255, 0), (0, 255, 255), (0, 255, 0), (255, 0, 255
 """The columns of `videotestsrc pattern=smpte`."""
 
 
-@pytest.mark.parametrize("size", ["640x480", "642x482"])
-def test_nv12_stays_nv12(size: str) -> None:
-    """Sides that GStreamer pads its rows for, too."""
+@pytest.mark.parametrize(
+    ("size", "more"), [("642x482", ""), ("640x480", " ! jpegenc quality=100 ! jpegdec")], ids=["padded", "full range"]
+)
+def test_nv12_stays_nv12(size: str, more: str) -> None:
+    """With rows that GStreamer pads, and from JPEG, whose luma goes from 0 to 255."""
     width, height = map(int, size.split("x"))
     code = """
         import json, sys, time
         from edge_mrcnn.runtime.sources.gstreamer import open_pipeline
         width, height = map(int, sys.argv[1].split("x"))
         pipeline = f"videotestsrc is-live=true pattern=smpte ! video/x-raw,width={width},height={height},framerate=30/1"
+        pipeline += sys.argv[2]
         frames = []
         with open_pipeline(f"gst://{pipeline}?name=Front&frame_id=optical&drop=never") as source:
             before = time.monotonic_ns()
@@ -110,9 +115,9 @@ def test_nv12_stays_nv12(size: str) -> None:
                 "health": [source.health.state, source.health.frames >= 21, source.health.image_hw],
             }))
     """
-    found, errors = run_child(code, size)
+    found, errors = run_child(code, size, more)
     assert (found["format"], found["shape"], found["hw"]) == ("nv12", [height * 3 // 2, width], [height, width])
-    np.testing.assert_allclose(found["bars"], BARS, atol=2)
+    np.testing.assert_allclose(found["bars"], BARS, atol=3)
     assert (found["camera"], found["frame_id"], found["fps"]) == ("front", "optical", 30)
     assert found["uri"].startswith("gst://videotestsrc is-live=true")
     assert found["indices"] == list(range(21))
@@ -134,7 +139,6 @@ def test_the_rest_of_the_csi_pipeline_runs() -> None:
         pipeline = pipeline.replace("(memory:NVMM)", "")
         pipeline = pipeline.replace("nvvidconv flip-method=2", "videoconvert ! videoflip method=rotate-180")
         capture = GstreamerCapture(pipeline, "csi://0", 5)
-        capture.open()
         image = capture.read().image
         print(json.dumps([capture.fps, image.shape, image[240, [40, 600]].tolist()]))
         capture.close()
@@ -145,21 +149,19 @@ def test_the_rest_of_the_csi_pipeline_runs() -> None:
 
 
 @pytest.fixture
-def h264(tmp_path: Path) -> Path:
-    """A ball that bounces for a second."""
+def clip(tmp_path: Path) -> Path:
+    """A ball that bounces for a second, in VP8, for which GStreamer's good plugins have what it takes."""
     tool = shutil.which("gst-launch-1.0")
-    made, path = tmp_path / "made.mp4", tmp_path / 'a "b" ! c.mp4'
+    made, path = tmp_path / "made.mkv", tmp_path / 'a "b" ! c.mkv'
     caps = "video/x-raw,format=I420,width=320,height=240,framerate=30/1"
-    steps = (
-        f"videotestsrc num-buffers=30 pattern=ball ! {caps} ! x264enc tune=zerolatency ! video/x-h264,profile=baseline"
-    )
-    command = [tool or "", *steps.split(), *f"! mp4mux ! filesink location={made}".split()]
+    steps = f"videotestsrc num-buffers=30 pattern=ball ! {caps} ! vp8enc deadline=1 ! matroskamux"
+    command = [tool or "", *f"{steps} ! filesink location={made}".split()]
     if tool is None or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("GStreamer cannot encode H.264 here: apt-get install gstreamer1.0-tools gstreamer1.0-plugins-ugly")
+        pytest.skip("GStreamer cannot make a video here: apt-get install gstreamer1.0-tools gstreamer1.0-plugins-good")
     return made.rename(path)
 
 
-def test_a_video_file_in_nv12(h264: Path) -> None:
+def test_a_video_file_in_nv12(clip: Path) -> None:
     """By whatever decoder GStreamer finds here in place of a Jetson's, beside FFmpeg's; positions are the file's."""
     code = """
         import json, sys
@@ -178,7 +180,7 @@ def test_a_video_file_in_nv12(h264: Path) -> None:
             "stamps": [(a.stamp_ns - b.stamp_ns) / 1e6 for a, b in zip(frames, wanted)],
         }))
     """
-    found, _ = run_child(code, str(h264))
+    found, _ = run_child(code, str(clip))
     assert found["first"] == ["nv12", "clip", "optical", "file"]
     assert found["count"] in ([30, 30, "ended"], [30, None, "ended"])  # not every OpenCV tells the length
     assert max(found["apart"]) < 3
@@ -189,12 +191,12 @@ UNOPENED = {
     f"file://{ROOT}/samples/tabletop/clip.mp4?decode=hardware": "no element nvvidconv, which .*clip.mp4 takes",
     "csi://0": "no element nvarguscamerasrc, nvvidconv, which csi://0 takes; it comes with JetPack",
     "gst://nosuchsrc ! queue": "no element nosuchsrc.*apt-get install gstreamer1.0-plugins",
-    "gst://v4l2src device=/dev/video99": "there is no such camera",
+    "gst://v4l2src device=/dev/video99": r"cannot start gst://.*: v4l2src0 says: Cannot identify device",
     "gst://videotestsrc num-buffers=0": "gave no picture|has ended|cannot start",
     "gst://videotestsrc ! video/x-raw,width=641,height=481": "641 x 481, but NV12 needs even.*width=640,height=480",
     "gst://videotestsrc ! video/x-raw,width=640,height=483": "640 x 483, but .*width=640,height=482",
     "gst://rtspsrc location=rtsp://me:hunter2@127.0.0.1:9/x user-pw=hunter2 ! decodebin": (
-        "cannot start gst://rtspsrc location=rtsp://127.0.0.1:9/x user"
+        r"gst://rtspsrc location=rtsp://127.0.0.1:9/x user-pw=\*\*\* ! decodebin"
     ),
 }
 
@@ -237,69 +239,105 @@ def test_a_pipeline_that_ends_is_started_again() -> None:
     assert found[2].startswith("the pipeline of gst://videotestsrc num-buffers=5")
 
 
-class Feeder:
-    """Feeds raw pictures into a pipeline that reads the process's stdin."""
-
-    def __init__(self, pipe: IO[str]) -> None:
-        self.pipe = pipe
-        self.picture = np.full((72, 64), 128, np.uint8).tobytes()
-
-    def give(self, count: int) -> None:
-        for _ in range(count):
-            self.pipe.buffer.write(self.picture)  # type: ignore[attr-defined]
-            self.pipe.buffer.flush()  # type: ignore[attr-defined]
-
-
-def lines_of(process: subprocess.Popen[str]) -> Iterator[Any]:
-    assert process.stdout is not None
-    for line in process.stdout:
-        yield json.loads(line)
-
-
-def test_a_stall_counts_as_lost_and_leaves_few_threads_behind() -> None:
-    """Raw video through a pipe that dries up: OpenCV waits inside GStreamer, the source does not."""
+def test_a_stall_counts_as_lost_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Raw video through a pipe that dries up: OpenCV waits inside GStreamer for ever, so its process has to go."""
     code = """
-        import json, logging, sys, threading
-        from edge_mrcnn.runtime.sources import gstreamer_capture, live
-        from edge_mrcnn.runtime.sources.gstreamer import open_pipeline
-        live.FIRST_RETRY_S = live.LAST_RETRY_S = 0.2
-        gstreamer_capture._CLOSE_S = 0.2
-        logging.basicConfig(level=logging.INFO)
-        pipeline = "fdsrc fd=0 ! rawvideoparse format=nv12 width=64 height=48"
-        stop = threading.Event()
-        with open_pipeline(f"gst://{pipeline}?timeout_s=0.5&drop=never") as source:
-            gstreamer_capture.OPEN_S = 0.3  # a pipeline that gets no data does not start
-            def say():
-                while not stop.wait(0.2):
-                    threads = sum(thread.name == "edge-mrcnn-gstreamer" for thread in threading.enumerate())
-                    health = source.health
-                    said = [health.state, health.frames, health.error, threads]
-                    print(json.dumps(said), flush=True)
-            threading.Thread(target=say, daemon=True).start()
-            for frame in source:
-                if frame.index >= 40:
-                    break
-            stop.set()
+        import json, os, sys
+        from edge_mrcnn.runtime.sources import gstreamer_capture, live, open_source
+        from edge_mrcnn.runtime.sources.lane import Lane
+        live.FIRST_RETRY_S = live.LAST_RETRY_S = 0.1
+        def children():
+            with open(f"/proc/self/task/{os.getpid()}/children") as file:
+                return len(file.read().split())
+        pipeline = f"filesrc location={sys.argv[1]} ! rawvideoparse format=nv12 width=64 height=48"
+        with open_source(f"gst://{pipeline}?timeout_s=0.5&drop=never") as source:
+            gstreamer_capture._OPEN_S = 5  # a pipeline that gets no data does not start
+            lane = Lane(source)
+            lane.start()
+            while sys.stdin.readline():
+                lane.take()
+                now = source.health
+                print(json.dumps([now.state, now.frames, now.error, now.reconnects, children()]), flush=True)
+            lane.stop(10)
+    """
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    writer = os.open(fifo, os.O_RDWR | os.O_NONBLOCK)
+    picture = np.full((72, 64), 128, np.uint8).tobytes()
+    feeding = threading.Event()
+    over = threading.Event()
+
+    def feed() -> None:
+        while not over.wait(0.02):
+            if feeding.is_set():
+                with contextlib.suppress(BlockingIOError):
+                    os.write(writer, picture)
+
+    feeder = threading.Thread(target=feed, daemon=True)
+    feeder.start()
+    feeding.set()
+    with watch(code, str(fifo)) as ask:
+        wait_for(lambda: ask()[1] > 5)
+        feeding.clear()
+        said = []
+        wait_for(lambda: said.append(ask()) or "did not start" in said[-1][2])
+        assert any("gave no picture for 0.5 s" in error for _, _, error, _, _ in said)
+        assert {"live", "lost"} == {state for state, *_ in said}
+        feeding.set()
+        wait_for(lambda: said.append(ask()) or (said[-1][0] == "live" and said[-1][3] >= 1))
+        assert max(children for *_, children in said) <= 1
+    over.set()
+    feeder.join()
+    os.close(writer)
+
+
+@contextlib.contextmanager
+def watch(code: str, *arguments: str) -> Iterator[Callable[[], Any]]:
+    """A child that says in one line of JSON how it is doing whenever it is asked."""
+    process = start_child(code, *arguments, stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+
+    def ask() -> Any:
+        process.stdin.write("\n")
+        process.stdin.flush()
+        return json.loads(process.stdout.readline())
+
+    try:
+        yield ask
+        process.stdin.close()
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+@pytest.mark.parametrize("how", ["killed", "left"])
+def test_no_process_outlives_its_program(how: str) -> None:
+    code = """
+        import json, os, sys
+        from edge_mrcnn.runtime.sources import open_source
+        source = open_source("gst://videotestsrc is-live=true ! video/x-raw,width=64,height=48")
+        while sys.stdin.readline():
+            print(source._capture._process.pid, flush=True)
     """
     process = start_child(code, stdin=subprocess.PIPE)
     assert process.stdin is not None
-    feeder, said, deadline = Feeder(process.stdin), lines_of(process), time.monotonic() + 40
-    feeder.give(8)
-    seen: list[Any] = []
-    for line in said:
-        assert time.monotonic() < deadline, seen
-        seen.append(line)
-        if "still hangs" in line[2]:
-            break
-    assert "gave no picture for 0.5 s" in " ".join(line[2] for line in seen)
-    assert max(line[3] for line in seen) == 3
-    stuck = seen[-1][1]
-    with contextlib.suppress(BrokenPipeError):
-        while process.poll() is None:
-            assert time.monotonic() < deadline
-            feeder.give(1)
-            time.sleep(0.02)
-    with contextlib.suppress(BrokenPipeError):
-        process.stdin.close()
-    assert process.wait(20) == 0
-    assert stuck <= 8
+    assert process.stdout is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+    child = int(process.stdout.readline())
+    os.kill(child, 0)
+    if how == "killed":
+        process.kill()
+    process.communicate()
+    wait_for(lambda: is_gone(child))
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended, even where nobody asks how."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
