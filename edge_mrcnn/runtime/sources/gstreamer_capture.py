@@ -124,7 +124,7 @@ class GstreamerCapture:
         assert self._process.stdout is not None
         with contextlib.suppress(OSError):  # only faster
             fcntl.fcntl(self._process.stdout, _SET_PIPE_SIZE, _PIPE_BYTES)
-        self._ask(pipeline.encode() + b"\n")
+        self._ask(pipeline.replace("\n", " ").encode() + b"\n")
         late = f"{self._shown} did not start within {_OPEN_S:g} s"
         opened, fps, *_ = REPLY.unpack(self._receive(REPLY.size, _OPEN_S, late))
         if not opened:
@@ -145,8 +145,10 @@ class GstreamerCapture:
         pipe: Any = self._process.stdout
         received = bytearray(count)
         left = memoryview(received)
+        ready = select.poll()
+        ready.register(pipe, select.POLLIN)
         while left:
-            if not select.select([pipe], [], [], timeout_s)[0]:
+            if not ready.poll(1000 * timeout_s):
                 raise StreamError(late)
             got = pipe.readinto(left)
             if not got:
@@ -208,4 +210,4 @@ def _reason(said: str) -> str:
     found = re.findall(r"module (\w+) reported: ([^\n]+)", said)
     if found:
         return f": {found[0][0]} says: {found[0][1].strip()}"
-    return "; GST_DEBUG=2 in the environment shows why: gst-launch-1.0 and the pipeline"
+    return "; gst-launch-1.0 shows more"

@@ -7,12 +7,14 @@ is wanted, and ends when that input does.
 
 from __future__ import annotations
 
+import io
 import os
 import queue
 import struct
 import sys
 import threading
 import time
+from typing import Any
 
 REPLY = struct.Struct("<?dqII")
 """Answers begin with it: whether there is a picture (the first time: whether the pipeline runs), frames per second (0:
@@ -24,7 +26,7 @@ _RELEASE_S = 1.5
 
 def main() -> None:
     """Answer until the input ends."""
-    replies = os.fdopen(os.dup(1), "wb", buffering=0)
+    replies = io.FileIO(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print must not come between the pictures
     import cv2
 
@@ -37,16 +39,23 @@ def main() -> None:
     replies.write(REPLY.pack(opened, fps if 0 < fps < float("inf") else 0, 0, 0, 0))
     if opened:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # only why a pipeline does not start is of interest
-    while wanted.get():
-        more, pixels = capture.read()
-        if not more:
-            replies.write(REPLY.pack(False, 0, 0, 0, 0))
-            continue
-        replies.write(REPLY.pack(True, 0, time.monotonic_ns(), *pixels.shape[:2]))
-        view = pixels.data.cast("B")
-        while view:
-            view = view[replies.write(view) :]
-    capture.release()
+    try:
+        while wanted.get():
+            _answer(replies, *capture.read())
+    except BrokenPipeError:  # nobody listens any more
+        pass
+    finally:
+        capture.release()
+
+
+def _answer(replies: io.FileIO, more: bool, pixels: Any) -> None:
+    if not more:
+        replies.write(REPLY.pack(False, 0, 0, 0, 0))
+        return
+    replies.write(REPLY.pack(True, 0, time.monotonic_ns(), *pixels.shape))
+    view = pixels.data.cast("B")
+    while view:
+        view = view[replies.write(view) :]
 
 
 def _listen(wanted: queue.SimpleQueue[bool]) -> None:
@@ -59,4 +68,7 @@ def _listen(wanted: queue.SimpleQueue[bool]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    finally:
+        os._exit(0)  # whatever OpenCV would still wait for
