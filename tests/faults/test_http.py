@@ -132,7 +132,7 @@ def test_something_else_than_video() -> None:
 
 def test_closing_ends_a_loop_that_waits_in_vain() -> None:
     with MjpegServer(lambda write: stream(write, last=30)) as server, open_source(server.url()) as source:
-        loop = threading.Thread(target=lambda: [None for _ in source])
+        loop = threading.Thread(target=lambda: [None for _ in source], daemon=True)
         loop.start()
         wait_for(lambda: source.health.frames > 5)
         source.close()

@@ -132,7 +132,7 @@ def test_states() -> None:
 def test_the_wait_between_two_attempts_is_cut_short(how: str) -> None:
     source = LiveSource(URI, Camera(0, None).connect, name="cam")
     stop = threading.Event()
-    reader = threading.Thread(target=lambda: list(source.read_on(stop)))
+    reader = threading.Thread(target=lambda: list(source.read_on(stop)), daemon=True)
     reader.start()
     stop.set() if how == "stop" else source.close()
     reader.join(10)
