@@ -100,7 +100,7 @@ def check(outcome: Outcome, code: int, *parts: str) -> None:
         ("run model.onnx test://64x48?frame=3", ["unknown option 'frame'", "frames"]),
         ("run model.onnx test://big", ["WIDTHxHEIGHT"]),
         ("run model.onnx photo.png --to ftp://host/x", ["unknown sink", "out.jsonl"]),
-        ("run model.onnx photo.png --to out/result.xyz", ["unknown sink", "out.mp4"]),
+        ("run model.onnx photo.png --to out/result.xyz", ["unknown sink", "out.mkv .mp4 (video)"]),
         ("bench model.onnx --runs 0", ["runs", "at least 1"]),
         ("bench model.onnx --against torchvision", ["--weights"]),
         ("eval model.onnx truth.json --limit 0", ["limit", "at least 1"]),
