@@ -12,6 +12,8 @@ from edge_mrcnn.runtime import tracker_motion as motion
 from edge_mrcnn.runtime.tracker_assignment import Array, Rows, assign, pairwise_iou
 from edge_mrcnn.runtime.tracker_duplicates import find_duplicates
 
+Mask = npt.NDArray[np.bool_]
+
 _TRACK = np.dtype(
     [
         ("number", np.int64),  # what is given out; 0 until the track is confirmed
@@ -26,7 +28,7 @@ _TRACK = np.dtype(
 _FRAME_NS = 33_333_333
 """From frame to frame where nobody says."""
 
-_MIN_IOU, _MIN_IOU_WEAK = 0.2, 0.4
+_MIN_IOU, _MIN_IOU_WEAK = 0.2, 0.35
 """A detection may continue a track whose predicted box it overlaps by this much; a weak one must fit better."""
 
 _OTHER_CLASS = 0.5
@@ -38,6 +40,12 @@ farther for every second that it was out of sight."""
 
 _MAX_SIZE_RATIO = 4.0
 """Nor may it have grown or shrunk by more than this, as what is half hidden does."""
+
+_SAME_BOX = 0.8
+"""Boxes with this IoU are taken to show the same thing: of two things in one place, one hides the other."""
+
+_FIRST_TRUST = 0.4
+"""Spoken for by being there in the first frame: all is new then, whereas later most things are known already."""
 
 _MAX_CLASS_WEIGHT = 5.0
 """So many scores of another class, in a row, change the class of an old track."""
@@ -62,7 +70,8 @@ class TrackerOptions:
 
     confirm: float = 1.2
     """A thing gets its number once its scores, counted from 0 at `start_score` to 1 for certainty, add up to this: in
-    its second frame where the network is sure, later where it doubts. 0 gives a number at once."""
+    its second frame where the network is sure, later where it doubts. 0.4 less is asked of what is there in the first
+    frame of all. 0 gives a number at once."""
 
     def __post_init__(self) -> None:
         """Check the ranges.
@@ -82,8 +91,9 @@ class Tracker:
     """Numbers the things that one camera sees.
 
     A Kalman filter says where each thing should be now. Detections continue the tracks whose expected boxes they
-    overlap, confident ones first; what is left looks for a lost track of its class nearby. A detection whose mask lies
-    inside a better one is taken for a second view of the same thing and gets no number of its own.
+    overlap, confident ones first; what is left looks for a lost track of its class nearby. Tracks without a number yet
+    take what those with one leave. A detection whose mask lies inside a better one, or that has its box, is taken for a
+    second view of the same thing and gets no number of its own.
 
     Only boxes, masks, scores and classes are looked at, never pixels; the same calls always give the same numbers.
 
@@ -118,16 +128,21 @@ class Tracker:
             The same detections in the same order with `track_id`: 1 and up, never used again, or 0 for what is not
             confirmed, is a second view of something else, or has no sound box.
         """
+        first = self._now_ns is None
         self._advance(frame_time_ns)
         found = _Found(detections, self.options.start_score)
-        self._match_overlap(found, found.strong, _MIN_IOU)
-        self._match_overlap(found, found.weak, _MIN_IOU_WEAK)
-        self._match_nearby(found)
+        confirmed = self._tracks["number"] > 0
+        for wanted in (confirmed, ~confirmed):
+            self._match_overlap(found, found.strong, wanted, _MIN_IOU)
+            found.drop_weak_twins()
+            self._match_overlap(found, found.weak, wanted, _MIN_IOU_WEAK)
+            self._match_nearby(found, wanted)
+        self._drop_twins(found)
         self._drop_duplicates(found)
         rows = np.flatnonzero(found.owner >= 0)
         seen = self._continue(found, rows)
         fresh_rows = found.free(found.strong)
-        fresh = self._begin(found, fresh_rows)
+        fresh = self._begin(found, fresh_rows, first)
         hidden = self._tracks["number"] > 0
         hidden[found.owner[rows]] = False
         self._tracks = np.concatenate([self._tracks[hidden], seen, fresh])
@@ -149,9 +164,9 @@ class Tracker:
             motion.hold_sizes(self._tracks, self._tracks["seen_ns"] != last_ns)
             motion.predict(self._tracks, max(frame_time_ns - last_ns, 0) * 1e-9)
 
-    def _match_overlap(self, found: _Found, wanted: npt.NDArray[np.bool_], min_iou: float) -> None:
-        """Give free detections to free tracks whose expected boxes they overlap."""
-        rows, tracks = found.free(wanted), found.free_tracks(len(self._tracks))
+    def _match_overlap(self, found: _Found, choice: Mask, wanted: Mask, min_iou: float) -> None:
+        """Give the free detections of `choice` to the wanted tracks whose expected boxes they overlap."""
+        rows, tracks = found.free(choice), found.free_tracks(wanted)
         if not len(rows) or not len(tracks):
             return
         candidates = self._tracks[tracks]
@@ -160,9 +175,9 @@ class Tracker:
         chosen, given = assign(cost, 1 - min_iou)
         found.owner[rows[given]] = tracks[chosen]
 
-    def _match_nearby(self, found: _Found) -> None:
-        """Give free confident detections to free tracks of their class: what leapt, or comes back."""
-        rows, tracks = found.free(found.strong), found.free_tracks(len(self._tracks))
+    def _match_nearby(self, found: _Found, wanted: Mask) -> None:
+        """Give free confident detections to wanted tracks of their class: what leapt, or comes back."""
+        rows, tracks = found.free(found.strong), found.free_tracks(wanted)
         if not len(rows) or not len(tracks):
             return
         candidates, place = self._tracks[tracks], found.place[rows]
@@ -175,6 +190,16 @@ class Tracker:
         cost[unlike | (candidates["class_id"][:, None] != found.class_id[rows])] = np.inf
         chosen, given = assign(cost, 1.0)
         found.owner[rows[given]] = tracks[chosen]
+
+    def _drop_twins(self, found: _Found) -> None:
+        """Of two confirmed tracks on the same thing, leave it to the one that more speaks for; the other is hidden."""
+        rows = np.flatnonzero(found.owner >= 0)
+        rows = rows[self._tracks["number"][found.owner[rows]] > 0]
+        rows = rows[np.argsort(-self._tracks["trust"][found.owner[rows]], kind="stable")]
+        same = pairwise_iou(found.xyxy[rows], found.xyxy[rows]) >= _SAME_BOX
+        twins = rows[np.triu(same, 1).any(axis=0)]
+        found.owner[twins] = -1
+        found.strong[twins] = False
 
     def _drop_duplicates(self, found: _Found) -> None:
         """Mark second views of the same thing, so that they begin and confirm no track."""
@@ -199,12 +224,13 @@ class Tracker:
         seen["seen_ns"] = self._now_ns
         return self._confirm(seen, found.score[rows])
 
-    def _begin(self, found: _Found, rows: Rows) -> npt.NDArray[np.void]:
+    def _begin(self, found: _Found, rows: Rows, first: bool) -> npt.NDArray[np.void]:
         """New tracks for the detections `rows`."""
         fresh = np.zeros(len(rows), _TRACK)
         motion.start(fresh, found.place[rows])
         fresh["seen_ns"] = self._now_ns
         fresh["class_id"], fresh["class_weight"] = found.class_id[rows], found.score[rows]
+        fresh["trust"] = _FIRST_TRUST if first else 0.0
         return self._confirm(fresh, found.score[rows])
 
     def _confirm(self, tracks: npt.NDArray[np.void], score: npt.NDArray[np.float32]) -> npt.NDArray[np.void]:
@@ -243,12 +269,18 @@ class _Found:
         self.weak = sound & ~self.strong
         self.owner = np.full(len(detections), -1)
 
-    def free(self, wanted: npt.NDArray[np.bool_]) -> Rows:
+    def drop_weak_twins(self) -> None:
+        """Leave out free weak detections that show again what a track has."""
+        rows, weak = np.flatnonzero(self.owner >= 0), np.flatnonzero(self.weak & (self.owner < 0))
+        same = pairwise_iou(self.xyxy[weak], self.xyxy[rows]) >= _SAME_BOX
+        self.weak[weak[same.any(axis=1)]] = False
+
+    def free(self, wanted: Mask) -> Rows:
         """Rows of the wanted detections without a track."""
         return np.flatnonzero(wanted & (self.owner < 0))
 
-    def free_tracks(self, count: int) -> Rows:
-        """Those of `count` tracks that have no detection."""
-        free = np.ones(count, bool)
+    def free_tracks(self, wanted: Mask) -> Rows:
+        """Those of the wanted tracks that have no detection."""
+        free = wanted.copy()
         free[self.owner[self.owner >= 0]] = False
         return np.flatnonzero(free)

@@ -56,8 +56,15 @@ def test_sure_things_get_a_number_in_their_second_frame_and_keep_it() -> None:
 
 @pytest.mark.parametrize(("score", "frames"), [(1.0, 2), (0.9, 2), (0.75, 3), (0.6, 6)])
 def test_doubtful_things_get_a_number_later(score: float, frames: int) -> None:
-    given = run([seen([(100, 100)], score=score)] * 10)
+    given = run([NOTHING, *[seen([(100, 100)], score=score)] * 10])[1:]
     assert given == [[0]] * (frames - 1) + [[1]] * (11 - frames)
+
+
+def test_sure_things_of_the_first_frame_get_a_number_at_once() -> None:
+    """All is new then; what comes later is more often a mistake."""
+    both = seen([(100, 100), (300, 100)], score=[0.95, 0.8])
+    assert run([both] * 2) == [[1, 0], [1, 2]]
+    assert run([NOTHING, both])[1] == [0, 0]
 
 
 def test_confirm_0_gives_numbers_at_once() -> None:
@@ -193,6 +200,27 @@ def test_weak_detections_continue_tracks_but_begin_none() -> None:
     weak, strong = seen([(100, 100)], score=0.2), seen([(100, 100)])
     assert run([weak] * 5) == [[0]] * 5
     assert run([strong, strong, weak, weak, strong]) == [[0], [1], [1], [1], [1]]
+
+
+def slide_behind(score: float) -> list[Detections]:
+    """The second of two things slides behind the first, is seen there for five frames with `score`, and comes out."""
+    way = [*range(200, 100, -5), *[102] * 5, *range(105, 200, 5)]
+    return [seen([(100, 100), (x, 100)], score=[0.9, score if x == 102 else 0.9], class_id=[1, 2]) for x in way]
+
+
+@pytest.mark.parametrize("score", [0.95, 0.3], ids=["confident", "weak"])
+def test_a_second_view_continues_no_hidden_track(score: float) -> None:
+    """It shows the thing in front, by the class of the one behind; that one has its number again when it comes out."""
+    given = run(slide_behind(score))
+    assert given[20:25] == [[1, 0]] * 5
+    assert given[10] == given[-1] == [1, 2]
+
+
+def test_what_has_no_number_yet_takes_only_what_the_others_leave() -> None:
+    """A thing leaps and is called by another class for a frame."""
+    frames = [seen([(100, 100)], class_id=2)] * 5
+    frames += [seen([(135, 100)], class_id=1, score=0.7), seen([(136, 100)], class_id=2, score=0.7)]
+    assert run(frames)[-2:] == [[0], [1]]
 
 
 def test_flashes_get_no_number() -> None:
