@@ -371,5 +371,5 @@ def test_a_generated_clip(tmp_path: Path) -> None:
     with Detector(MODEL, threshold=0.1) as detector:
         frames = detect(tmp_path / "clip", detector)
     found = score(read_truth(tmp_path / "clip"), track(frames, FPS, TrackerOptions()))
-    assert found["idf1"] > 0.8
-    assert found["num_switches"] <= 3
+    assert found["idf1"] > 0.88
+    assert found["num_switches"] <= 5
