@@ -273,7 +273,7 @@ def _assemble(
 
 def _refuse_repeated(sinks: Sequence[Sink | str | Path]) -> None:
     """Two sinks that write the same file would spoil it."""
-    uris = [str(sink) if isinstance(sink, (str, Path)) else sink.uri for sink in sinks]
+    uris = [str(sink) for sink in sinks if isinstance(sink, (str, Path))]
     repeated = {redact(uri) for uri in uris if uris.count(uri) > 1}
     if repeated:
         raise ValueError(f"each sink once, please: {', '.join(sorted(repeated))} was given twice")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 from fractions import Fraction
 from pathlib import Path
@@ -32,14 +33,17 @@ ENCODERS: dict[str, dict[str, str]] = {
 bytes and no frame held back; MPEG-4 at quality 4 where FFmpeg was built without x264."""
 
 CONTAINERS = {
-    ".mkv": {"cluster_time_limit": "500", "flush_packets": "1"},
-    ".mp4": {
-        "movflags": "frag_keyframe+empty_moov+default_base_moof",
-        "frag_duration": "500000",
-        "flush_packets": "1",
-    },
+    ".mkv": ("matroska", {"cluster_time_limit": "500", "flush_packets": "1"}),
+    ".mp4": (
+        "mp4",
+        {
+            "movflags": "frag_keyframe+empty_moov+default_base_moof",
+            "frag_duration": "500000",
+            "flush_packets": "1",
+        },
+    ),
 }
-"""By suffix, what FFmpeg's muxers are told: no more than half a second waits in memory."""
+"""By suffix, FFmpeg's muxer and what it is told: no more than half a second waits in memory."""
 
 DEFAULT_FPS = 30.0
 """Of frames that carry no time, as those of a folder."""
@@ -209,6 +213,27 @@ def _is_picture(frame: Frame) -> bool:
     return Path(frame.source).suffix.lower() in PICTURE_SUFFIXES
 
 
+class _File(io.FileIO):
+    """Where FFmpeg writes, so that it is closed whatever happens: FFmpeg's own stays open after a full disk.
+
+    Attributes:
+        error: What went wrong; FFmpeg may only say that something did.
+    """
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write all of it, or raise: FFmpeg takes a part for the whole."""
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[super().write(view) :]
+        except OSError as error:
+            self.error = error
+            raise
+        return len(data)
+
+
 class _VideoFile:
     """One video file."""
 
@@ -221,6 +246,7 @@ class _VideoFile:
         self._next_key_s = 0.0
         self._warned = self._broken = False
         make_folder(path)
+        self._file: _File
         self._container, self._stream = self._open(fps)
         self.codec: str = self._stream.codec_context.name
 
@@ -249,17 +275,19 @@ class _VideoFile:
             if not self._broken:
                 self._mux(None)
             self._container.close()
-        except OSError as error:
+        except (OSError, self._av.error.FFmpegError) as error:
             if not self._broken:  # else that was told when it happened
-                raise cannot_write(self._path, error) from error
+                raise cannot_write(self._path, self._file.error or error) from error
+        finally:
+            self._file.close()
 
     def _mux(self, frame: Any) -> None:
         try:
             for packet in self._stream.encode(frame):
                 self._container.mux(packet)
-        except OSError as error:
+        except (OSError, self._av.error.FFmpegError) as error:
             self._broken = True
-            raise cannot_write(self._path, error) from error
+            raise cannot_write(self._path, self._file.error or error) from error
 
     def _open(self, fps: float | None) -> tuple[Any, Any]:
         """A file with the best encoder that works here."""
@@ -277,7 +305,17 @@ class _VideoFile:
 
     def _try(self, codec: str, fps: float | None) -> tuple[Any, Any]:
         self._av.codec.Codec(codec, "w")  # raises before a file is made
-        container = self._av.open(str(self._path), "w", options=CONTAINERS[self._path.suffix.lower()])
+        form, options = CONTAINERS[self._path.suffix.lower()]
+        self._file = _File(self._path, "w")
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._file.close)
+            container = self._av.open(self._file, "w", format=form, options=options)
+            stream = self._add_stream(container, codec, fps)
+            undo.pop_all()
+        logger.debug("%s: %s, %dx%d", self._path, codec, *self._size)
+        return container, stream
+
+    def _add_stream(self, container: Any, codec: str, fps: float | None) -> Any:
         stream = container.add_stream(codec)
         stream.width, stream.height = self._size
         context = stream.codec_context
@@ -290,8 +328,7 @@ class _VideoFile:
         context.color_range, context.colorspace = _LIMITED, _BT601
         context.color_primaries = context.color_trc = _BT709
         context.open()
-        logger.debug("%s: %s, %dx%d", self._path, codec, *self._size)
-        return container, stream
+        return stream
 
     def _fit(self, picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """The picture in the size of the video."""
