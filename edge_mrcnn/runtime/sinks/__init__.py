@@ -37,7 +37,7 @@ from edge_mrcnn.detections import Detections
 from edge_mrcnn.frame import Frame
 from edge_mrcnn.runtime.annotate import AnnotatedPicture
 from edge_mrcnn.runtime.metrics import RunStatus
-from edge_mrcnn.runtime.uri import redact, take_options
+from edge_mrcnn.runtime.uri import as_flag, redact, take_options
 
 ENTRY_POINTS = "edge_mrcnn.sinks"
 """Group of the entry points by which installed packages add sinks; an entry's name is what `register_sink` takes."""
@@ -219,13 +219,6 @@ def _opener(kind: str, uri: str) -> Opener:
     return cast(Opener, getattr(importlib.import_module(f"{__name__}.{module}"), name))
 
 
-def _flag(text: str) -> bool:
-    """0 or 1."""
-    if text not in ("0", "1"):
-        raise ValueError("a flag is 0 or 1")
-    return text == "1"
-
-
 _OPENERS: dict[str, Opener | str] = {
     "/": "pictures:FolderSink",
     **dict.fromkeys((".jpg", ".jpeg", ".png", ".webp", ".bmp"), "pictures:PictureSink"),
@@ -248,6 +241,6 @@ _INSTEAD_OF = {".avi": "AVI knows no times of frames and breaks when a run is ki
 _FILE_OPTIONS: dict[str, Callable[[str], Any]] = {
     "fps": float,
     "segment_s": float,
-    "rle": _flag,
+    "rle": as_flag,
     "mask_threshold": float,
 }

@@ -26,8 +26,8 @@ from edge_mrcnn.runtime.sources.bag_pictures import (
 )
 from edge_mrcnn.runtime.sources.bag_reader import BagReader, RawMessage, first_message, open_reader
 from edge_mrcnn.runtime.sources.live import Drop, SourceHealth, as_drop
-from edge_mrcnn.runtime.sources.replay import Replay, as_switch, take_drop
-from edge_mrcnn.runtime.uri import camera_name, take_options
+from edge_mrcnn.runtime.sources.replay import Replay, take_drop
+from edge_mrcnn.runtime.uri import as_flag, camera_name, take_options
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def open_bag(uri: str | Path) -> BagSource | Replay:
     if "://" not in text:
         return BagSource(Path(text))
     kinds: dict[str, Callable[[str], Any]] = {"topic": str, "depth": str, "name": camera_name, "frame_id": str}
-    bare, options = take_options(text, {**kinds, "live": as_switch, "loop": as_switch, "drop": as_drop})
+    bare, options = take_options(text, {**kinds, "live": as_flag, "loop": as_flag, "drop": as_drop})
     loop = options.pop("loop", False)
     live = options.pop("live", loop) or loop
     drop = take_drop(text, options, live)

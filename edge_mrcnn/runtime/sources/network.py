@@ -6,13 +6,13 @@ import logging
 import struct
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from edge_mrcnn.errors import StreamError
 from edge_mrcnn.frame import Frame
 from edge_mrcnn.runtime.sources.live import LIVE_OPTIONS, TIMEOUT_S, Capture, LiveSource
-from edge_mrcnn.runtime.uri import camera_name, host_of, redact, scrub, take_options
+from edge_mrcnn.runtime.uri import as_one_of, camera_name, host_of, redact, scrub, take_options
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def open_network(uri: str) -> LiveSource:
     """
     kinds: dict[str, Any] = dict(LIVE_OPTIONS)
     if uri.lower().startswith("rtsp"):
-        kinds |= {"transport": _transport, "decode": _decoder}
+        kinds |= {"transport": as_one_of("tcp", "udp"), "decode": as_one_of("software", "hardware")}
     address, options = take_options(uri, kinds, foreign=True)
     timeout_s = options.pop("timeout_s", TIMEOUT_S)
     transport = options.pop("transport", "tcp")
@@ -242,17 +242,3 @@ def _av() -> Any:
             "network cameras need PyAV, which is not installed: pip install 'edge-mrcnn[video]'", name="av"
         ) from error
     return av
-
-
-def _choice(*known: str) -> Callable[[str], str]:
-    def choose(text: str) -> str:
-        if text not in known:
-            raise ValueError(f"must be one of {', '.join(known)}, got {text!r}")
-        return text
-
-    choose.__doc__ = f"One of {', '.join(known)}."
-    return choose
-
-
-_transport = _choice("tcp", "udp")
-_decoder = _choice("software", "hardware")

@@ -16,8 +16,8 @@ from edge_mrcnn.runtime.sources.bag import is_bag, open_bag
 from edge_mrcnn.runtime.sources.files import VideoSource
 from edge_mrcnn.runtime.sources.live import as_drop
 from edge_mrcnn.runtime.sources.pictures import PICTURE_SUFFIXES, PictureSource, find_sequence
-from edge_mrcnn.runtime.sources.replay import Replay, as_switch, take_drop
-from edge_mrcnn.runtime.uri import camera_name, take_options
+from edge_mrcnn.runtime.sources.replay import Replay, take_drop
+from edge_mrcnn.runtime.uri import as_flag, as_one_of, camera_name, take_options
 
 if TYPE_CHECKING:
     from edge_mrcnn.runtime.sources import Source
@@ -105,18 +105,11 @@ def _pictures_only(text: str, found: list[Path]) -> list[Path]:
     return paths
 
 
-def _decoder(text: str) -> str:
-    """One of software, hardware."""
-    if text not in ("software", "hardware"):
-        raise ValueError(f"decoding is done by software or hardware, got {text!r}")
-    return text
-
-
 _OPTIONS: dict[str, Callable[[str], Any]] = {
     "name": camera_name,
     "frame_id": str,
-    "live": as_switch,
-    "loop": as_switch,
+    "live": as_flag,
+    "loop": as_flag,
     "drop": as_drop,
-    "decode": _decoder,
+    "decode": as_one_of("software", "hardware"),
 }

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from edge_mrcnn.frame import Frame
 from edge_mrcnn.runtime.sources.live import Drop, SourceHealth, as_drop
-from edge_mrcnn.runtime.sources.replay import Replay, as_switch, take_drop
-from edge_mrcnn.runtime.uri import camera_name, take_options
+from edge_mrcnn.runtime.sources.replay import Replay, take_drop
+from edge_mrcnn.runtime.uri import as_flag, camera_name, take_options
 
 _FRACTION_BITS = 4
 """OpenCV draws at sixteenths of a pixel, so that slow shapes glide rather than jump."""
@@ -54,7 +54,7 @@ _OPTIONS: dict[str, Callable[[str], Any]] = {
     "seed": int,
     "name": camera_name,
     "frame_id": str,
-    "live": as_switch,
+    "live": as_flag,
     "drop": as_drop,
 }
 

@@ -20,17 +20,6 @@ _LATE_NS = 100_000_000
 """Who takes frames later than this is not caught up with: the frames behind it come that much later too."""
 
 
-def as_switch(text: str) -> bool:
-    """1 or 0.
-
-    Raises:
-        ValueError: It is neither.
-    """
-    if text not in ("0", "1"):
-        raise ValueError(f"a switch is 1 or 0, got {text!r}")
-    return text == "1"
-
-
 def take_drop(uri: str, options: dict[str, Any], live: bool) -> Drop:
     """Take `drop` out of a URI's options.
 
