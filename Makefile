@@ -47,7 +47,7 @@ check: .venv-check/ready
 test: .venv/ready
 	$(MAKE) --no-print-directory lint BIN=.venv/bin
 	$(MAKE) --no-print-directory bindings BIN=.venv/bin
-	.venv/bin/python -m pytest -m "not gpu"
+	.venv/bin/python -m pytest -n auto --dist loadfile -m "not gpu"
 
 # BIN: where the tools are. Without torch its stubs are missing: `make check` leaves out the folder where it lives.
 BIN ?= .venv/bin

@@ -115,7 +115,7 @@ def test_what_breaks_in_a_later_round() -> None:
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("test://16x16?live=yes", "option live .* cannot be 'yes'; expected 1 or 0"),
+        ("test://16x16?live=yes", "option live .* cannot be 'yes'; expected 0 or 1"),
         ("test://16x16?frames=3&drop=oldest", "files never drop frames; with live=1"),
         ("test://16x16?drop=newest", "option drop .* cannot be 'newest'; expected one of auto, oldest, never"),
     ],
