@@ -67,16 +67,17 @@ def test_what_is_ours_in_the_query_is_not_sent() -> None:
         assert server.paths == ["/video.mjpg?channel=%31"]
 
 
-def test_cut_pictures_are_counted_and_passed_over() -> None:
+@pytest.mark.parametrize("share", [0.33, 0.6, 0.9])
+def test_cut_pictures_are_counted_and_passed_over(share: float) -> None:
     def cut(write: Write) -> None:
         for number in count():
-            whole = jpeg(number % 10)
-            write(part(whole if number % 4 or number < 20 else whole[: len(whole) // 3]))
+            whole = jpeg(number % 10, (320, 240))
+            write(part(whole if number % 4 or number < 20 else whole[: round(share * len(whole))]))
             time.sleep(0.01)
 
     with MjpegServer(cut) as server, open_source(server.url() + "?drop=never") as source:
         for frame in source:
-            assert frame.image_hw == (64, 96)
+            assert frame.image_hw == (240, 320)
             if source.health.damaged >= 5 and frame.index > 40:
                 break
         assert source.health.reconnects == 0

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from edge_mrcnn.errors import StreamError
 from edge_mrcnn.frame import Frame
 from edge_mrcnn.runtime.sources.live import LIVE_OPTIONS, TIMEOUT_S, Capture, LiveSource
+from edge_mrcnn.runtime.sources.pictures import jpeg_has_end
 from edge_mrcnn.runtime.uri import as_one_of, camera_name, host_of, redact, scrub, take_options
 
 logger = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ class NetworkCapture:
         self._timeout_s = timeout_s
         self._times: deque[_Times] = deque(maxlen=_OF_LATE)
         self._ready: deque[Frame] = deque()
-        self._warned = False
+        self._warned = self._writes_ends = False
         self._undecodable_until = time.monotonic() + _KEY_FRAME_S
         self._container: Any = _connect(uri, timeout_s, transport)
         if not self._container.streams.video:
@@ -153,7 +154,7 @@ class NetworkCapture:
     def _decode(self, packet: Any) -> None:
         captured_ns, wall_ns = time.monotonic_ns(), time.time_ns()
         self._times.append(_Times(packet.pts, captured_ns, wall_ns, _sender_ns(packet)))
-        if packet.is_corrupt:
+        if packet.is_corrupt or self._is_cut(packet):
             self.damaged += 1
             return
         try:
@@ -166,6 +167,14 @@ class NetworkCapture:
                 self.damaged += 1
             else:
                 self._ready.append(self._as_frame(frame))
+
+    def _is_cut(self, packet: Any) -> bool:
+        """Whether a JPEG lacks its end; of a camera that writes one: some never do."""
+        if packet.stream.codec_context.name != "mjpeg":
+            return False
+        has_end = jpeg_has_end(bytes(packet))
+        self._writes_ends = self._writes_ends or has_end
+        return self._writes_ends and not has_end
 
     def _as_frame(self, frame: Any) -> Frame:
         times = next((times for times in reversed(self._times) if times.pts == frame.pts), self._times[-1])

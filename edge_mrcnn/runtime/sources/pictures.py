@@ -232,14 +232,19 @@ def _read_bytes(path: Path) -> bytes:
     return data
 
 
+def jpeg_has_end(data: bytes) -> bool:
+    """Whether a JPEG is there to its end: most decoders fill up what is missing with grey and do not say so."""
+    # Bytes FF D9 cannot occur in compressed data, but do in thumbnails, which stand before the last scan.
+    return data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")
+
+
 def _cut_short(data: bytes) -> str:
     """What is missing at the end of a picture file; empty when nothing is.
 
     Some builds of OpenCV decode half a JPEG without a word, the rest in grey, and libpng writes to stderr.
     """
     if data.startswith(b"\xff\xd8\xff"):
-        # Bytes FF D9 cannot occur in compressed data, but do in thumbnails, which stand before the last scan.
-        return "" if data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda") else "its JPEG data has no end mark"
+        return "" if jpeg_has_end(data) else "its JPEG data has no end mark"
     if data.startswith(b"\x89PNG"):
         return "" if b"IEND" in data else "its PNG data has no end mark"
     return ""
