@@ -55,7 +55,8 @@ def draw_labels(image: npt.NDArray[np.uint8], labels: Sequence[Label], text_px: 
             continue
         x, y = _place(label.box, (chip_width, chip_height), (width, height), taken)
         region = image[y : y + chip_height, x : x + chip_width]
-        region[:] = (region + (chip - region) * cover + 0.5).astype(np.uint8)
+        share = cover.astype(np.float32) / np.float32(255)
+        region[:] = (region + (chip.astype(np.float32) - region) * share + 0.5).astype(np.uint8)
         taken = np.vstack([taken, (x, y, x + chip_width, y + chip_height)])
 
 
@@ -91,9 +92,10 @@ def _place(
     return int(x), int(y)
 
 
-@functools.lru_cache(maxsize=1024)
-def _render(text: str, color: Color, text_px: float) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """A chip: `(h, w, 3)` float32 RGB and how much of it covers what is below, `(h, w, 1)` float32 from 0 to 1."""
+# Scores and numbers of tracks make ever new texts, of 30 kB a chip at 1080p.
+@functools.lru_cache(maxsize=256)
+def _render(text: str, color: Color, text_px: float) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """A chip: `(h, w, 3)` uint8 RGB and how much of it covers what is below, `(h, w, 1)` uint8 from 0 to 255."""
     ink = _DARK if is_light(color) else _WHITE
     size = text_px * _OVERSAMPLE
     scale = size / cv2.getTextSize("H", _FONT, 1.0, 1)[0][1]
@@ -113,4 +115,4 @@ def _render(text: str, color: Color, text_px: float) -> tuple[npt.NDArray[np.flo
     small = (width // _OVERSAMPLE, height // _OVERSAMPLE)
     chip_small = cv2.resize(chip, small, interpolation=cv2.INTER_AREA)
     cover_small = cv2.resize(cover, small, interpolation=cv2.INTER_AREA)
-    return chip_small.astype(np.float32), cover_small.astype(np.float32)[..., None] / np.float32(255)
+    return np.asarray(chip_small, np.uint8), np.asarray(cover_small[..., None], np.uint8)
