@@ -76,11 +76,14 @@ def test_cut_pictures_are_counted_and_passed_over(share: float) -> None:
             time.sleep(0.01)
 
     with MjpegServer(cut) as server, open_source(server.url() + "?drop=never") as source:
-        for frame in source:
+        lane = Lane(source)
+        lane.start()
+        for frame in frames_of(lane):
             assert frame.image_hw == (240, 320)
-            if source.health.damaged >= 5 and frame.index > 40:
+            if lane.health.damaged >= 5 and frame.index > 40:
                 break
-        assert source.health.reconnects == 0
+        assert lane.health.reconnects == 0
+        lane.stop(10)
 
 
 def test_a_picture_of_another_size() -> None:
