@@ -117,8 +117,10 @@ class PageServer:
         look = self._loop.create_task(self._board.keep())
         await self._over.wait()
         server.close()
+        transports = [connection.transport for connection in accept.connections]
         look.cancel()
         await runner.cleanup()
+        await _hang_up(transports)
 
     def _make_app(self) -> web.Application:
         @web.middleware
@@ -167,6 +169,22 @@ class _TurnAway(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport.close()
+
+
+async def _hang_up(transports: list[asyncio.Transport | None]) -> None:
+    """End what would outlive its loop and hold a descriptor until Python collects it.
+
+    That is a connection just being accepted, and one that waits for a client to read what was sent.
+    """
+    begun = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in begun:
+        task.cancel()
+    await asyncio.gather(*begun, return_exceptions=True)
+    for transport in transports:
+        if transport is not None:
+            transport.abort()
+    await asyncio.sleep(0)  # the transports close their sockets in the loop's next turns
+    await asyncio.sleep(0)
 
 
 def _log_of_requests() -> logging.Logger:

@@ -1,5 +1,6 @@
 """What the live page's server serves, and that it gives everything back."""
 
+import gc
 import http.client
 import json
 import logging
@@ -12,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
+from edge_mrcnn import Frame
 from edge_mrcnn.errors import StreamError
 from edge_mrcnn.runtime.metrics import RunStatus, SinkStatus
 from edge_mrcnn.runtime.sinks import open_sink, web_status, web_streams
@@ -316,6 +318,25 @@ def test_close_gives_everything_back() -> None:
         sink.write(frame(), found())
     with WebSink(sink.uri) as again:  # the port is free at once
         assert again.uri == sink.uri
+
+
+def test_close_cuts_off_who_does_not_read() -> None:
+    opened = descriptors()
+    sink = open_page("?width=1920&quality=100")
+    noise = np.random.default_rng(0).integers(0, 256, (1080, 1920, 3), np.uint8)
+    sink.write(frame(), found())
+    wait_for_camera(sink)
+    stuck = ask(sink)
+    try:
+        for index in range(3):  # more than the system takes for a client that does not read
+            sink.write(Frame(noise, source="test://", index=index, camera="front"), found((1080, 1920)))
+            time.sleep(0.3)
+        gc.disable()  # a socket that waits for Python to collect it is not closed
+        sink.close()
+        stuck.close()
+        assert descriptors() == opened
+    finally:
+        gc.enable()
 
 
 def test_close_waits_for_a_picture_being_drawn(caplog: pytest.LogCaptureFixture) -> None:
