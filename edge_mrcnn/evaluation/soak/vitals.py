@@ -48,6 +48,8 @@ class VitalSigns:
         memory_mb: Resident memory in 10^6 bytes.
         threads: Threads.
         descriptors: Open files and sockets.
+        memory_mb_by_minute: Median of each minute from the start on, the warm-up too: where the curve bends tells a
+            leak from a cache that fills.
     """
 
     samples: int
@@ -55,6 +57,7 @@ class VitalSigns:
     memory_mb: Growth
     threads: Growth
     descriptors: Growth
+    memory_mb_by_minute: tuple[float, ...]
 
 
 class Vitals:
@@ -85,10 +88,11 @@ class Vitals:
         rows = np.array(self._rows, np.float64).reshape(-1, 4)
         if len(rows) < 6:
             raise StreamError(f"the soak ended after {len(rows)} s, too early to say anything about growth")
+        minutes = medians_by_minute(rows[:, 0] - rows[0, 0], rows[:, 1])
         warm_up_s = min(LONGEST_WARM_UP_S, (rows[-1, 0] - rows[0, 0]) / 5)
         rows = rows[rows[:, 0] - rows[0, 0] >= warm_up_s]
         memory, threads, descriptors = (measure_growth(rows[:, 0], rows[:, column]) for column in (1, 2, 3))
-        return VitalSigns(len(rows), round(float(warm_up_s), 1), memory, threads, descriptors)
+        return VitalSigns(len(rows), round(float(warm_up_s), 1), memory, threads, descriptors, minutes)
 
     def __enter__(self) -> Vitals:
         self._thread.start()
@@ -109,6 +113,17 @@ def read_vitals() -> tuple[float, int, int]:
     assert memory is not None
     assert threads is not None
     return int(memory[1]) * 1024 / 1e6, int(threads[1]), len(os.listdir("/proc/self/fd")) - 1  # one lists them
+
+
+def medians_by_minute(times_s: npt.NDArray[np.float64], values: npt.NDArray[np.float64]) -> tuple[float, ...]:
+    """The median of each minute, the last one perhaps a part of one.
+
+    Example:
+        >>> medians_by_minute(np.array([0.0, 20.0, 40.0, 61.0]), np.array([1.0, 2.0, 9.0, 4.0]))
+        (2.0, 4.0)
+    """
+    minute = times_s // 60
+    return tuple(round(float(np.median(values[minute == each])), 1) for each in np.unique(minute))
 
 
 def measure_growth(times_s: npt.NDArray[np.float64], values: npt.NDArray[np.float64]) -> Growth:

@@ -173,7 +173,7 @@ def test_a_sink_that_blocks() -> None:
 
 
 STEADY = Growth(100.0, 100.0, 0.0, 0.0)
-VITALS = VitalSigns(1000, 120.0, STEADY, STEADY, STEADY)
+VITALS = VitalSigns(1000, 120.0, STEADY, STEADY, STEADY, (300.0, 300.0))
 CAMERA = CameraSummary("http0", "http://127.0.0.1:1/", 10, 6, 4, 0, 0)
 SUMMARY = RunSummary("net", "cpu", frames=6, cameras=(CAMERA,), sinks=(SinkStatus("out.mkv", "record", 6, 0, ""),))
 RECORDED = {"mkv": {"http0": 6}}
