@@ -37,10 +37,15 @@ class ModelSpec:
         std: Per channel, on a scale of 0 to 1; divided by inside the graph.
         proposals: Proposals per picture (P).
         detections: Detections per picture (D), an upper limit.
-        mask_size: Side of a mask patch (M).
+        mask_size: Side of a mask patch (M); 0 where the network gives no masks.
         score_threshold: Below this the network gives no detection.
         ops: Attributes of each custom op by its role in the graph: `rpn_proposals`, `box_roi_align`,
-            `detection_nms`, `mask_roi_align`.
+            `detection_nms`, and `mask_roi_align` or `keypoint_roi_align` where it has these heads.
+        keypoint_names: Name of each keypoint (K); empty where the network gives none.
+        keypoint_size: Side of a keypoint's heatmap (S); 0 where there are none.
+        keypoint_labels: For each keypoint the labels whose things have it, such as a mug its handle; empty where every
+            thing has every keypoint.
+        skeleton: Pairs of keypoints to draw a line between.
         format: Version of this layout.
     """
 
@@ -54,17 +59,29 @@ class ModelSpec:
     mask_size: int = 28
     score_threshold: float = 0.05
     ops: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    keypoint_names: tuple[str, ...] = ()
+    keypoint_size: int = 0
+    keypoint_labels: tuple[tuple[int, ...], ...] = ()
+    skeleton: tuple[tuple[int, int], ...] = ()
     format: int = FORMAT
 
     def __post_init__(self) -> None:
         """Check what every later stage relies on.
 
         Raises:
-            ValueError: A side of the canvas is not a positive multiple of 32, or there are no classes.
+            ValueError: A side of the canvas is not a positive multiple of 32, there are no classes, or what is said of
+                keypoints contradicts itself.
         """
         check_canvas(self.input_hw)
         if not self.class_names:
             raise ValueError("ModelSpec.class_names is empty: give one name per label, the background's included")
+        count = len(self.keypoint_names)
+        if bool(count) != (self.keypoint_size > 0):
+            raise ValueError(f"ModelSpec has {count} keypoint_names, but keypoint_size is {self.keypoint_size}")
+        if len(self.keypoint_labels) not in (0, count):
+            raise ValueError(f"ModelSpec.keypoint_labels has {len(self.keypoint_labels)} entries for {count} keypoints")
+        if any(not 0 <= end < count for pair in self.skeleton for end in pair):
+            raise ValueError(f"ModelSpec.skeleton names a keypoint that is none of the {count}: {self.skeleton}")
 
     def to_json(self) -> str:
         """The spec as one line of JSON."""
@@ -90,8 +107,7 @@ class ModelSpec:
                 "export it again with this version: edge-mrcnn export"
             )
         try:
-            plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-            return cls(**plain)
+            return cls(**{name: _freeze(value) for name, value in fields.items()})
         except (TypeError, ValueError) as error:
             raise ExportError(f"the model's spec is damaged ({error}); export it again: edge-mrcnn export") from error
 
@@ -112,6 +128,11 @@ class ModelSpec:
                 "make it with: edge-mrcnn export MODEL_NAME --weights FILE"
             )
         return cls.from_json(metadata[METADATA_KEY])
+
+
+def _freeze(value: Any) -> Any:
+    """Lists as tuples, also those in lists; the attributes of ops stay as they are."""
+    return tuple(_freeze(each) for each in value) if isinstance(value, list) else value
 
 
 def check_canvas(hw: tuple[int, int]) -> None:

@@ -34,15 +34,13 @@ from edge_mrcnn.ops import (
     OpSpec,
 )
 from edge_mrcnn.spec import check_canvas
+from edge_mrcnn.training.conventions import LEVEL_EPS, AlignedRoIAlign, GivenAnchors
 
 OUTPUT_NAMES = ("num_detections", "boxes", "scores", "labels", "mask_logits")
 """Outputs of `Exportable`, in this order."""
 
 DETECTION_MIN_SIZE = 0.01
 """Pixels. Source: torchvision models/detection/roi_heads.py, a literal in `postprocess_detections`."""
-
-LEVEL_EPS = 1e-6
-"""Source: torchvision ops/poolers.py, default of `initLevelMapper`."""
 
 Attributes = dict[str, Any]
 
@@ -172,12 +170,12 @@ def _check_parts(model: MaskRCNN) -> None:
     _check_part(model, "model", MaskRCNN)
     _check_part(model.transform, "model.transform", GeneralizedRCNNTransform)
     _check_part(model.rpn, "model.rpn", RegionProposalNetwork)
-    _check_part(model.rpn.anchor_generator, "model.rpn.anchor_generator", AnchorGenerator)
+    _check_part(model.rpn.anchor_generator, "model.rpn.anchor_generator", AnchorGenerator, GivenAnchors)
     _check_part(model.rpn.box_coder, "model.rpn.box_coder", BoxCoder)
     _check_part(model.roi_heads, "model.roi_heads", RoIHeads)
     _check_part(model.roi_heads.box_coder, "model.roi_heads.box_coder", BoxCoder)
-    _check_part(model.roi_heads.box_roi_pool, "model.roi_heads.box_roi_pool", MultiScaleRoIAlign)
-    _check_part(model.roi_heads.mask_roi_pool, "model.roi_heads.mask_roi_pool", MultiScaleRoIAlign)
+    for name in ("box_roi_pool", "mask_roi_pool"):
+        _check_part(getattr(model.roi_heads, name), f"model.roi_heads.{name}", MultiScaleRoIAlign, AlignedRoIAlign)
     predictor = model.roi_heads.box_predictor
     if not all(isinstance(getattr(predictor, name, None), nn.Linear) for name in ("cls_score", "bbox_pred")):
         raise ExportError(
@@ -186,11 +184,12 @@ def _check_parts(model: MaskRCNN) -> None:
         )
 
 
-def _check_part(part: object, name: str, supported: type) -> None:
+def _check_part(part: object, name: str, *supported: type) -> None:
     # a subclass may compute something else, unless it is a whole model: those override constructors only
-    if type(part) is supported or (supported is MaskRCNN and isinstance(part, MaskRCNN)):
+    if type(part) in supported or (supported == (MaskRCNN,) and isinstance(part, MaskRCNN)):
         return
-    raise ExportError(f"{name} is a {type(part).__name__}, which cannot be exported; supported: {supported.__name__}")
+    known = " or ".join(each.__name__ for each in supported)
+    raise ExportError(f"{name} is a {type(part).__name__}, which cannot be exported; supported: {known}")
 
 
 def _strides(shapes: Mapping[str, tuple[int, ...]], input_hw: tuple[int, int]) -> dict[str, int]:
@@ -225,6 +224,9 @@ def _pooled_levels(pool: MultiScaleRoIAlign, shapes: Mapping[str, tuple[int, ...
 def _proposal_attributes(rpn: RegionProposalNetwork, strides: list[int]) -> Attributes:
     """Attributes of `RpnProposals`. Source: torchvision models/detection/rpn.py."""
     cells = rpn.anchor_generator.cell_anchors
+    given = list(getattr(rpn.anchor_generator, "strides", strides))
+    if given != strides:
+        raise ExportError(f"the anchor generator has strides {given}, the backbone's feature maps {strides}")
     if len(cells) != len(strides):
         raise ExportError(f"the anchor generator has {len(cells)} levels, the backbone {len(strides)}")
     if len({len(level) for level in cells}) != 1:
@@ -232,7 +234,7 @@ def _proposal_attributes(rpn: RegionProposalNetwork, strides: list[int]) -> Attr
     return {
         "cell_anchors": [float(v) for level in cells for v in level.flatten()],
         "strides": strides,
-        "stride_rule": "grid",
+        "stride_rule": "fixed" if isinstance(rpn.anchor_generator, GivenAnchors) else "grid",
         **_coder_attributes(rpn.box_coder),
         "pre_nms_top_n": int(rpn._pre_nms_top_n["testing"]),
         "post_nms_top_n": int(rpn._post_nms_top_n["testing"]),
@@ -253,10 +255,10 @@ def _pool_attributes(pool: MultiScaleRoIAlign, strides: list[int]) -> Attributes
         "strides": strides,
         "output_size": int(height),
         "sampling_ratio": max(int(pool.sampling_ratio), 0),
-        "aligned": 0,
+        "aligned": int(isinstance(pool, AlignedRoIAlign)),
         "canonical_scale": float(pool.canonical_scale),
         "canonical_level": int(pool.canonical_level),
-        "level_eps": LEVEL_EPS,
+        "level_eps": float(getattr(pool, "level_eps", LEVEL_EPS)),
     }
 
 
