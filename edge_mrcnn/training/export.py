@@ -5,22 +5,20 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx
-import onnxruntime
 import torch
 from torch import nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.ops.misc import FrozenBatchNorm2d
 
+from edge_mrcnn.class_names import complete_class_names, read_class_names
+from edge_mrcnn.compiler.model_file import check_writable, write_model
 from edge_mrcnn.errors import ExportError
-from edge_mrcnn.files import atomic_path
 from edge_mrcnn.spec import ModelSpec, parse_size
 from edge_mrcnn.training.checkpoint import load_checkpoint
 from edge_mrcnn.training.exportable import OUTPUT_NAMES, Exportable
@@ -30,10 +28,7 @@ from edge_mrcnn.training.zoo import ModelEntry, build_model, find_entry
 
 log = logging.getLogger(__name__)
 
-BACKGROUND = "__background__"
 INPUT_NAMES = ("images", "image_hw")
-MAX_BYTES = 2**31 - 1
-"""protobuf's limit for one file."""
 
 _CHATTER = ("torch.onnx", "torch.export", "torch._dynamo", "onnxscript", "onnx_ir")
 
@@ -98,7 +93,7 @@ def export_model(model_name: str, options: ExportOptions, output: Path) -> Model
         ExportError: The model cannot be exported, or the file not be written.
     """
     entry = find_entry(model_name)
-    _check_writable(output)
+    check_writable(output)
     names, size = _describe_weights(entry, options)
     model = build_model(model_name, options.num_classes, options.weights)
     if options.weights is None:
@@ -151,94 +146,6 @@ def trace_model(
     proto = _trace(module)
     finish_graph(proto, spec)
     return proto, spec
-
-
-def write_model(proto: onnx.ModelProto, spec: ModelSpec, output: Path) -> None:
-    """Write the file beside its place, check it, then give it its name.
-
-    Raises:
-        ExportError: It cannot be written, is larger than 2 GB, or does not run.
-    """
-    if proto.ByteSize() > MAX_BYTES:
-        raise ExportError(f"the model has {proto.ByteSize()} bytes; one ONNX file holds at most {MAX_BYTES}")
-    try:
-        with atomic_path(output) as temporary:
-            temporary.write_bytes(proto.SerializeToString(deterministic=True))
-            check_model(temporary, spec)
-    except OSError as error:
-        raise ExportError(
-            f"{output} cannot be written: {error.strerror or error}. Free some space or choose another folder with -o; "
-            "nothing was left under that name, and an older file is as it was"
-        ) from error
-
-
-def check_model(path: Path, spec: ModelSpec) -> None:
-    """Check a written file: ONNX's own checker, then one run on a blank picture.
-
-    Raises:
-        ExportError: The checker objects, the model does not run, or gives numbers that are not finite.
-    """
-    try:
-        onnx.checker.check_model(str(path), full_check=True)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        blank = np.zeros((1, *spec.input_hw, 3), np.uint8)
-        results = session.run(None, {"images": blank, "image_hw": np.array([spec.input_hw], np.float32)})
-    except Exception as error:  # each of the two libraries has its own family of errors, with no common base
-        raise ExportError(
-            f"the exported model does not run in ONNX Runtime {onnxruntime.__version__}: {error}"
-        ) from error
-    for value, result in zip(session.get_outputs(), results, strict=True):
-        if not np.isfinite(result).all():
-            raise ExportError(
-                f"the exported model gives numbers that are not finite in {value.name} on a blank picture"
-            )
-
-
-def complete_class_names(names: Sequence[str] | None, num_classes: int) -> tuple[str, ...]:
-    """Names for all labels, `__background__` first; `class_1`, ... where none are known.
-
-    Raises:
-        ExportError: The number of names fits neither with nor without the background.
-    """
-    if names is None:
-        return (BACKGROUND, *(f"class_{label}" for label in range(1, num_classes)))
-    if len(names) == num_classes:
-        return tuple(names)
-    if len(names) == num_classes - 1:
-        return (BACKGROUND, *names)
-    raise ExportError(
-        f"{len(names)} class names were given, but the model has {num_classes} classes, the background included: "
-        f"give {num_classes - 1} names with --class-names"
-    )
-
-
-def read_class_names(text: str) -> tuple[str, ...]:
-    """Names separated by commas, or those of a text file with one a line.
-
-    Raises:
-        ExportError: The file cannot be read.
-    """
-    path = Path(text)
-    if "," in text or not (path.is_file() or path.suffix):
-        lines = text.split(",")
-    else:
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ExportError(f"class names cannot be read from {path}: {error}") from error
-    return tuple(name.strip() for name in lines if name.strip())
-
-
-def _check_writable(output: Path) -> None:
-    """Fail before the work, not after it."""
-    if output.is_dir():
-        raise ExportError(f"{output} is a folder; give the name of a file, such as {output / 'model.onnx'}")
-    if not output.parent.is_dir():
-        raise ExportError(f"folder {output.parent} does not exist; make it with: mkdir -p {output.parent}")
-    if not os.access(output.parent, os.W_OK):
-        raise ExportError(f"folder {output.parent} is not writable; choose another with -o")
 
 
 def _describe_weights(entry: ModelEntry, options: ExportOptions) -> tuple[Sequence[str] | None, tuple[int, int]]:

@@ -18,10 +18,11 @@ from onnx import numpy_helper
 from torch import nn
 from torchvision.models.detection import MaskRCNN
 
+from edge_mrcnn.compiler.model_file import write_model
 from edge_mrcnn.runtime.preprocess import letterbox_batch
 from edge_mrcnn.runtime.runners import OrtRunner
 from edge_mrcnn.runtime.sources.pictures import read_picture
-from edge_mrcnn.training.export import trace_model, write_model
+from edge_mrcnn.training.export import trace_model
 from edge_mrcnn.training.zoo import MODELS, build_model
 from tests.training.random_models import Reference, fix_pools
 from tests.training.test_parity import Score, compare

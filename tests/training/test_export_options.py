@@ -9,8 +9,9 @@ import pytest
 
 pytest.importorskip("torch", reason="torch is not installed")
 
+from edge_mrcnn.class_names import complete_class_names, read_class_names
 from edge_mrcnn.errors import ExportError
-from edge_mrcnn.training.export import ExportOptions, complete_class_names, read_class_names
+from edge_mrcnn.training.export import ExportOptions
 
 pytestmark = pytest.mark.torch
 

@@ -18,7 +18,8 @@ from torch import Tensor
 from torchvision.models.detection import MaskRCNN
 from torchvision.ops import box_iou
 
-from edge_mrcnn.training.export import complete_class_names, trace_model
+from edge_mrcnn.class_names import complete_class_names
+from edge_mrcnn.training.export import trace_model
 from tests.training.random_models import Reference, fix_pools, letterboxed, matter, seeded_model
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]

@@ -1,0 +1,42 @@
+"""What `edge-mrcnn import` can be told, whatever the file is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edge_mrcnn.spec import check_canvas, parse_size
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """What an import can be told; None takes what the file says."""
+
+    size: str | None = None
+    """Input size HxW in pixels, multiples of 32, such as 480x640."""
+
+    class_names: str | None = None
+    """Class names without the background, separated by commas, or a text file with one a line."""
+
+    score_threshold: float | None = None
+    """Detections with a lower score are not given."""
+
+    detections: int | None = None
+    """Upper limit of detections per picture."""
+
+    proposals: int | None = None
+    """Upper limit of proposals per picture: fewer are faster."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            ValueError: One is out of range.
+        """
+        if self.score_threshold is not None and not 0 <= self.score_threshold < 1:
+            raise ValueError(f"score_threshold must be from 0 to below 1, got {self.score_threshold}")
+        for name in ("detections", "proposals"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.size is not None:
+            check_canvas(parse_size(self.size))
