@@ -1,0 +1,24 @@
+"""detectron2's Mask R-CNN."""
+
+from __future__ import annotations
+
+from edge_mrcnn.errors import ExportError
+from edge_mrcnn.import_options import ImportOptions
+from edge_mrcnn.training.foreign.layout import Imported
+from edge_mrcnn.training.foreign.weights import ForeignFile
+
+PROJECT = "detectron2"
+
+
+def recognises(file: ForeignFile) -> bool:
+    """Whether the names of the weights are detectron2's, whatever the architecture."""
+    return any(name.startswith(("proposal_generator.", "backbone.bottom_up.")) for name in file.tensors)
+
+
+def build(file: ForeignFile, options: ImportOptions) -> Imported:
+    """Make a model of a checkpoint of detectron2.
+
+    Raises:
+        ExportError: The architecture is not supported, or weights are missing, unknown or of another shape.
+    """
+    raise ExportError(f"{file.source} is a checkpoint of {PROJECT}, which cannot be imported yet")
