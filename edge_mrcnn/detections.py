@@ -12,6 +12,9 @@ import numpy.typing as npt
 _SHAPES = {"xyxy": (4,), "score": (), "class_id": (), "mask": (None, None), "keypoints": (None, 3), "track_id": ()}
 _DTYPES = {"class_id": np.int32, "track_id": np.int32}
 
+KEYPOINT_SCORE = 0.05
+"""Keypoints with a lower score are neither drawn nor sent, unless told otherwise. Source: detectron2's visualiser."""
+
 
 @dataclass(frozen=True)
 class Detections:
@@ -26,7 +29,8 @@ class Detections:
         class_id: `(N,)` int32, the network's labels; `ModelSpec.class_names[label]` is the name.
         image_hw: Height and width of the original image in pixels.
         mask: `(N, M, M)` float32 probabilities stretched over each box, or None.
-        keypoints: `(N, K, 3)` float32, x, y, visibility in pixels of the original image, or None.
+        keypoints: `(N, K, 3)` float32, or None: x, y in pixels of the original image, and a score from 0 to 1, which is
+            0 where the thing's class has no such keypoint; `ModelSpec.keypoint_names` are the names.
         track_id: `(N,)` int32, the thing's number as `Tracker` gives it: 1 and up, 0 where it has none (yet); or None.
     """
 
@@ -59,10 +63,19 @@ class Detections:
             object.__setattr__(self, name, array)
 
     @classmethod
-    def empty(cls, image_hw: tuple[int, int], mask_size: int | None = None) -> Detections:
-        """No detections, for an image of height and width `image_hw`; with `mask_size` the mask field is there."""
+    def empty(
+        cls, image_hw: tuple[int, int], mask_size: int | None = None, keypoint_count: int | None = None
+    ) -> Detections:
+        """No detections, for an image of height and width `image_hw`.
+
+        Args:
+            image_hw: Height and width of the image in pixels.
+            mask_size: Side of the patches in the field `mask`, which is None without.
+            keypoint_count: Keypoints of each thing in the field `keypoints`, which is None without.
+        """
         mask = None if mask_size is None else np.zeros((0, mask_size, mask_size), np.float32)
-        return cls(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32), image_hw, mask)
+        points = None if keypoint_count is None else np.zeros((0, keypoint_count, 3), np.float32)
+        return cls(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32), image_hw, mask, points)
 
     def __len__(self) -> int:
         return len(self.score)
@@ -130,5 +143,5 @@ class Detections:
 
     def _patches(self) -> npt.NDArray[np.float32]:
         if self.mask is None:
-            raise ValueError("these detections have no masks: the model gave boxes only")
+            raise ValueError("these detections have no masks: the model gives none, or they were left out")
         return self.mask

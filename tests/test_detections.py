@@ -107,5 +107,5 @@ def test_full_size_masks() -> None:
 
 @pytest.mark.parametrize("method", ["masks", "instance_map", "rle", "polygons"])
 def test_without_masks(method: str) -> None:
-    with pytest.raises(ValueError, match="these detections have no masks: the model gave boxes only"):
+    with pytest.raises(ValueError, match="these detections have no masks: the model gives none"):
         getattr(three(mask=None), method)()

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from edge_mrcnn.detections import Detections
 from edge_mrcnn.errors import EngineError
 from edge_mrcnn.frame import Frame
+from edge_mrcnn.runtime.keypoints import decode_keypoints, restrict_keypoints
 from edge_mrcnn.runtime.metrics import Timings
 from edge_mrcnn.runtime.preprocess import Geometry, letterbox_batch
 from edge_mrcnn.runtime.runners import PendingOutputs, PictureRunner, Runner, open_runner
@@ -29,9 +30,9 @@ Picture = npt.NDArray[np.uint8]
 class Detector:
     """Finds instances in frames.
 
-    Give one frame or picture and get one `Detections`, give a sequence and get a list. Boxes come in pixels of the
-    original picture, clipped to it; masks stay patches `(N, M, M)` in the frame of each box. One call runs at a time:
-    threads that share a detector wait for each other.
+    Give one frame or picture and get one `Detections`, give a sequence and get a list. Boxes and keypoints come in
+    pixels of the original picture, the boxes clipped to it; masks stay patches `(N, M, M)` in the frame of each box.
+    One call runs at a time: threads that share a detector wait for each other.
 
     Example:
         >>> with Detector("model.onnx") as detector:  # doctest: +SKIP
@@ -197,13 +198,19 @@ class Detector:
             ) from error
         # A comparison drops scores that are not numbers.
         keep = (score >= (self.threshold or 0.0)) & np.isfinite(boxes).all(axis=1)
-        masks = outputs.get("masks")
+        masks, heatmaps = outputs.get("masks"), outputs.get("keypoint_logits")
+        keypoints = None
+        if heatmaps is not None:
+            decoded = decode_keypoints(heatmaps[row][:count][keep], boxes[keep])
+            named = restrict_keypoints(decoded, label[keep], self.spec.keypoint_labels)
+            keypoints = geometry.unletterbox_points(named)
         return Detections(
             xyxy=geometry.unletterbox_boxes(boxes[keep]),
             score=score[keep],
             class_id=label[keep],
             image_hw=geometry.original_hw,
             mask=None if masks is None else masks[row][:count][keep],
+            keypoints=keypoints,
         )
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Letterboxing: a picture of any size on the network's canvas, and boxes back from there.
+"""Letterboxing: a picture of any size on the network's canvas, and boxes and points back from there.
 
 Source: `GeneralizedRCNNTransform.resize` and `resize_boxes` in torchvision/models/detection/transform.py. The picture
 is scaled by the smaller of the two ratios, its new sides are rounded down, it lies at the top left and the rest of the
@@ -44,6 +44,19 @@ class Geometry:
         boxes = np.asarray(xyxy, np.float32) / np.array(self.scale_xy * 2, np.float32)
         height, width = self.original_hw
         return np.clip(boxes, 0, np.array((width, height) * 2, np.float32))
+
+    def unletterbox_points(self, points: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Take points from the canvas to the picture; those outside of it stay there.
+
+        Args:
+            points: `(..., 2 or more)` float32, x and y in pixels of the canvas first.
+
+        Returns:
+            The same with x and y in pixels of the original picture; what comes after them stays as it is.
+        """
+        moved = np.array(points, np.float32)
+        moved[..., :2] /= np.array(self.scale_xy, np.float32)
+        return moved
 
 
 def fit(original_hw: tuple[int, int], input_hw: tuple[int, int]) -> Geometry:
