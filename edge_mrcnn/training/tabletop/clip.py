@@ -179,7 +179,8 @@ def render_clip(
             camera = _camera_at(path, number / fps, 45.0)
             eye.aim(camera)
             image = apply(sensor, np.random.default_rng([seed, number, 2]), eye.colour())
-            instances, depth = visible_instances(scene, eye.bodies(), camera), eye.depth()
+            bodies, depth = eye.bodies(), eye.depth()
+            instances = visible_instances(scene, bodies, depth, camera)
             matrices = camera.intrinsics((height, width)), camera.camera_from_world()
             picture = Picture(image, instances, depth, *matrices, seed, number)
             poses = {k + 1: np.array([*scene.data.xpos[b], *scene.data.xquat[b]]) for k, b in enumerate(scene.bodies)}

@@ -8,7 +8,7 @@ import numpy as np
 
 from . import textures
 from .meshes import Mesh, box, extrude, lathe, sphere, torus, tube
-from .things import Collider, Look, Part, Thing, ring_of_boxes
+from .things import Collider, Keypoint, Look, Part, Thing, ring_of_boxes
 
 Rng = np.random.Generator
 
@@ -29,6 +29,11 @@ def _arc(radius: float, start: float, stop: float, count: int) -> np.ndarray:
     return radius * np.stack([np.cos(angle), np.sin(angle)], 1)
 
 
+def _ends(height: float) -> list[Keypoint]:
+    """The ends of the axis of a round body that stands on the origin, metres."""
+    return [Keypoint("top", (0.0, 0.0, height)), Keypoint("base", (0.0, 0.0, 0.0))]
+
+
 def mug(rng: Rng) -> Thing:
     """A cylinder wall with a handle swept along an arc."""
     radius, height = rng.uniform(0.036, 0.047), rng.uniform(0.08, 0.112)
@@ -41,14 +46,16 @@ def mug(rng: Rng) -> Thing:
     reach, tall = rng.uniform(0.026, 0.036), height * rng.uniform(0.3, 0.38)
     path = [(radius * 0.93 + reach * c, 0.0, height * 0.52 + tall * s) for c, s in arc]
     tone = base if rng.uniform() < 0.7 else textures.contrasting(rng, base)
-    handle = tube(path, [rng.uniform(0.0045, 0.007)] * 9, 10)
+    thick = rng.uniform(0.0045, 0.007)
+    handle = tube(path, [thick] * 9, 10)
     drink = lathe([(0.0, height * 0.7), (radius * 0.9, height * 0.7), (0.0, height * 0.7 + 0.0005)], 24)
     parts = [Part(body, glaze), Part(handle, Look(tone, None, 0.6, 0.6))]
     if rng.uniform() < 0.35:
         parts.append(Part(drink, Look((0.2, 0.1, 0.05), None, 0.5, 0.8)))
     grip = Collider("box", (reach / 2, 0.006, tall), (radius + reach / 2, 0, height * 0.52))
     solid = Collider("cylinder", (radius, height / 2), (0, 0, height / 2))
-    return Thing("mug", parts, [solid, grip], 0.3, 0.72, (ON_ITS_SIDE, UPSIDE_DOWN))
+    points = [*_ends(height), Keypoint("handle", path[4], thick)]
+    return Thing("mug", parts, [solid, grip], 0.3, 0.72, (ON_ITS_SIDE, UPSIDE_DOWN), points)
 
 
 def bottle(rng: Rng) -> Thing:
@@ -68,9 +75,8 @@ def bottle(rng: Rng) -> Thing:
     cap = Part(lathe(top, 20), Look(textures.contrasting(rng, tint), None, 0.4, 0.4))
     solid = Collider("cylinder", (radius, height * (shoulder + 0.04) / 2), (0, 0, height * (shoulder + 0.04) / 2))
     stem = Collider("cylinder", (wide, height * 0.2), (0, 0, height * 0.8))
-    return Thing(
-        "bottle", [Part(lathe(outline, 32), look), Part(wrap, paper), cap], [solid, stem], 0.5, 0.68, (ON_ITS_SIDE,)
-    )
+    parts = [Part(lathe(outline, 32), look), Part(wrap, paper), cap]
+    return Thing("bottle", parts, [solid, stem], 0.5, 0.68, (ON_ITS_SIDE,), _ends(height))
 
 
 def bowl(rng: Rng) -> Thing:
@@ -84,7 +90,7 @@ def bowl(rng: Rng) -> Thing:
     body = _wall([(foot, 0.0), *outer], 0.004, 0.009, 36)
     solids = [Collider("cylinder", (foot, 0.005), (0, 0, 0.005))]
     solids += ring_of_boxes((foot * 1.05, 0.006), (radius * 0.98, height), 0.007)
-    return Thing("bowl", [Part(body, look)], solids, 0.35, 0.82, (UPSIDE_DOWN,))
+    return Thing("bowl", [Part(body, look)], solids, 0.35, 0.82, (UPSIDE_DOWN,), _ends(height))
 
 
 def plate(rng: Rng) -> Thing:
@@ -98,7 +104,8 @@ def plate(rng: Rng) -> Thing:
     body = lathe([(0.0, 0.0), *outer, *inner], 40)
     solids = [Collider("cylinder", (well, 0.003), (0, 0, 0.003))]
     solids += ring_of_boxes((well * 1.02, 0.004), (radius * 0.98, height), 0.005)
-    return Thing("plate", [Part(body, look)], solids, 0.4, 0.95, (UPSIDE_DOWN,))
+    # Its underside is within millimetres of its top, so that one point says it all.
+    return Thing("plate", [Part(body, look)], solids, 0.4, 0.95, (UPSIDE_DOWN,), _ends(height)[:1])
 
 
 def can(rng: Rng) -> Thing:
@@ -149,7 +156,8 @@ def banana(rng: Rng) -> Thing:
         Collider("capsule", (thick * s,), fromto=(*ends[k], *ends[k + 1]))
         for k, s in enumerate((0.72, 0.95, 0.95, 0.7))
     ]
-    return Thing("banana", [Part(tube(path, [thick * s for s in swell], 7), look)], solids, 0.15, 0.85)
+    skin = [Part(tube(path, [thick * s for s in swell], 7), look)]
+    return Thing("banana", skin, solids, 0.15, 0.85, keypoints=[Keypoint("stalk", tuple(path[0]))])
 
 
 def book(rng: Rng) -> Thing:
@@ -165,7 +173,8 @@ def book(rng: Rng) -> Thing:
     sheets = Part(block, Look((1, 1, 1), textures.pages(rng), 0.05, 0.1))
     solid = Collider("box", tuple(half), (0, 0, half[2]))
     stood = ((0.7071, 0.7071, 0.0, 0.0), ON_ITS_SIDE)
-    return Thing("book", [*lids, spine, sheets], [solid], 0.4, 0.85, stood)
+    back = Keypoint("spine", (-half[0] - 2 * board, 0.0, half[2]))
+    return Thing("book", [*lids, spine, sheets], [solid], 0.4, 0.85, stood, [back])
 
 
 def hammer(rng: Rng) -> Thing:
@@ -197,7 +206,8 @@ def hammer(rng: Rng) -> Thing:
         Collider("capsule", (grip,), fromto=(grip, 0, 0, length, 0, 0)),
         Collider("box", (face, reach * 1.05, face * 0.95), (length, -reach * 0.05, 0)),
     ]
-    return Thing("hammer", parts, solids, 0.6, 0.9)
+    points = [Keypoint("handle", (0.0, 0.0, 0.0)), Keypoint("head", (length, 0.0, 0.0), face)]
+    return Thing("hammer", parts, solids, 0.6, 0.9, keypoints=points)
 
 
 MAKERS: dict[str, Callable[[Rng], Thing]] = {

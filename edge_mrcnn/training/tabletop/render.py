@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .gl import load_mujoco
+from .keypoints import locate_keypoints
 from .meshes import Array
 from .scene import Scene, build, place, random_things, rotation, settle
 from .sensor import expose
@@ -27,11 +28,13 @@ class Instance:
         class_id: COCO category id, 1 for the first of `CLASS_NAMES`.
         mask: (H, W) bool, the visible pixels.
         track_id: which object of the scene it is, counted from 1; constant through a clip.
+        keypoints: (K, 3) float64 by `KEYPOINT_NAMES`: x, y in pixels and visibility; see `locate_keypoints`.
     """
 
     class_id: int
     mask: NDArray[np.bool_]
     track_id: int
+    keypoints: Array
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,9 @@ def _outline_area(points: Array) -> float:
     return float(cv2.contourArea(cv2.convexHull(points.astype(np.float32))))
 
 
-def visible_instances(scene: Scene, bodies: NDArray[np.int32], camera: Camera) -> list[Instance]:
+def visible_instances(
+    scene: Scene, bodies: NDArray[np.int32], depth_m: NDArray[np.float32], camera: Camera
+) -> list[Instance]:
     """The objects that are worth an annotation.
 
     An object is dropped when fewer than `MIN_PIXELS` of its pixels are visible, or less than `MIN_VISIBLE` of the area
@@ -167,6 +172,7 @@ def visible_instances(scene: Scene, bodies: NDArray[np.int32], camera: Camera) -
     Args:
         scene: the world.
         bodies: (H, W) int32, from `Eye.bodies`.
+        depth_m: (H, W) float32, from `Eye.depth`.
         camera: the view.
     """
     matrix, lens = camera.camera_from_world(), camera.intrinsics(bodies.shape)
@@ -176,12 +182,15 @@ def visible_instances(scene: Scene, bodies: NDArray[np.int32], camera: Camera) -
         pixels = int(mask.sum())
         if not class_id or pixels < MIN_PIXELS:
             continue
-        world = item.thing.vertices() @ rotation(scene.data.xquat[body]).T + scene.data.xpos[body]
+        pose = np.eye(4)
+        pose[:3, :3], pose[:3, 3] = rotation(scene.data.xquat[body]), scene.data.xpos[body]
+        world = item.thing.vertices() @ pose[:3, :3].T + pose[:3, 3]
         seen = world @ matrix[:3, :3].T + matrix[:3, 3]
         projected = seen @ lens.T
         whole = _outline_area(projected[:, :2] / np.maximum(projected[:, 2:], 1e-3))
         if pixels >= MIN_VISIBLE * whole:
-            instances.append(Instance(class_id, mask, track + 1))
+            points = locate_keypoints(item.thing, pose, matrix, lens, depth_m)
+            instances.append(Instance(class_id, mask, track + 1, points))
     return instances
 
 
@@ -204,7 +213,7 @@ def render_picture(seed: int, index: int, size: Sequence[int] = DEFAULT_SIZE, wi
         seed: names a series of pictures.
         index: number of the picture in the series.
         size: height and width, pixels.
-        with_depth: whether to render `depth_m` too.
+        with_depth: whether to give `depth_m` too.
 
     Returns:
         The picture with its instances.
@@ -217,8 +226,7 @@ def render_picture(seed: int, index: int, size: Sequence[int] = DEFAULT_SIZE, wi
     scene, camera = random_scene(rng, (height, width))
     with Eye(scene, (height, width)) as eye:
         eye.aim(camera)
-        image, bodies = eye.colour(), eye.bodies()
-        depth = eye.depth() if with_depth else None
-    instances = visible_instances(scene, bodies, camera)
+        image, bodies, depth = eye.colour(), eye.bodies(), eye.depth()
+    instances = visible_instances(scene, bodies, depth, camera)
     lens, matrix = camera.intrinsics((height, width)), camera.camera_from_world()
-    return Picture(expose(rng, image), instances, depth, lens, matrix, seed, index)
+    return Picture(expose(rng, image), instances, depth if with_depth else None, lens, matrix, seed, index)

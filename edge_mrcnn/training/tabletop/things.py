@@ -54,6 +54,21 @@ class Collider:
 
 
 @dataclass(frozen=True)
+class Keypoint:
+    """A named point of a thing.
+
+    Attributes:
+        name: one of `KEYPOINT_NAMES`.
+        pos: (3,) metres, in the thing's frame.
+        inset: how far inside the thing's solid it lies, metres; 0 on the surface, or in the open as in a mug's mouth.
+    """
+
+    name: str
+    pos: Sequence[float]
+    inset: float = 0.0
+
+
+@dataclass(frozen=True)
 class Thing:
     """One rigid object.
 
@@ -64,6 +79,7 @@ class Thing:
         mass: kilograms.
         upright: how likely the thing stands on its base (the frame's z axis up) rather than lying in a random pose.
         reclined: quaternions of the natural poses on the side; with none, any rotation is drawn.
+        keypoints: the named points that this thing has.
     """
 
     class_name: str | None
@@ -72,6 +88,7 @@ class Thing:
     mass: float
     upright: float = 0.7
     reclined: Sequence[Sequence[float]] = ()
+    keypoints: Sequence[Keypoint] = ()
 
     def vertices(self) -> Array:
         """All visible vertices (V, 3), metres, in the thing's frame."""

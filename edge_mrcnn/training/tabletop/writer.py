@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from edge_mrcnn.errors import EdgeMrcnnError
 
+from .keypoints import ABSENT, KEYPOINT_NAMES, SKELETON
 from .objects import CLASS_NAMES
 from .render import DEFAULT_SIZE, Instance, Picture, render_picture
 
@@ -52,7 +53,10 @@ def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
 
 
 def annotation(instance: Instance) -> dict[str, Any]:
-    """An instance as a COCO annotation without `id` and `image_id`; `bbox` is x, y, width, height in pixels."""
+    """An instance as a COCO annotation without `id` and `image_id`.
+
+    `bbox` is x, y, width, height in pixels; `keypoints` are x, y in pixels and visibility of each of `KEYPOINT_NAMES`.
+    """
     rows, columns = np.flatnonzero(instance.mask.any(1)), np.flatnonzero(instance.mask.any(0))
     left, top = int(columns[0]), int(rows[0])
     return {
@@ -61,6 +65,8 @@ def annotation(instance: Instance) -> dict[str, Any]:
         "bbox": [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top],
         "area": int(instance.mask.sum()),
         "iscrowd": 0,
+        "keypoints": [number for x, y, v in instance.keypoints for number in (round(x, 2), round(y, 2), int(v))],
+        "num_keypoints": int((instance.keypoints[:, 2] != ABSENT).sum()),
     }
 
 
@@ -118,7 +124,11 @@ def write_annotations(path: Path, records: Iterable[Record], seed: int) -> int:
         images.append({"id": image_id, **record.image})
         for fields in record.annotations:
             annotations.append({"id": len(annotations) + 1, "image_id": image_id, **fields})
-    categories = [{"id": k, "name": name, "supercategory": "tabletop"} for k, name in enumerate(CLASS_NAMES, 1)]
+    # One head serves all classes, so that each lists all keypoints; COCO counts them from 1 in a skeleton.
+    points = {"keypoints": KEYPOINT_NAMES, "skeleton": [[start + 1, end + 1] for start, end in SKELETON]}
+    categories = [
+        {"id": k, "name": name, "supercategory": "tabletop", **points} for k, name in enumerate(CLASS_NAMES, 1)
+    ]
     info = {"generator": "edge_mrcnn.training.tabletop", "version": VERSION, "seed": seed}
     document = {"info": info, "images": images, "annotations": annotations, "categories": categories}
     path.write_text(json.dumps(document, separators=(",", ":")), encoding="utf-8")
