@@ -29,7 +29,8 @@ def command(
         json_target: Where the result goes as JSON.
     """
     result = train(model_name, data, options)
-    reached = "not validated" if result.best_mask_ap is None else f"best mask AP {result.best_mask_ap:.1f}"
+    kind = result.chosen_by.removesuffix("_ap")
+    reached = "not validated" if result.best_ap is None else f"best {kind} AP {result.best_ap:.1f}"
     lines = [
         f"{result.best}: {result.epochs} epochs, {reached}",
         f"next: edge-mrcnn export {model_name} --weights {result.best} -o model.onnx",

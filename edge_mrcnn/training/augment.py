@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -47,6 +49,15 @@ class View:
         x = np.sort(xyxy[:, 0::2] * self.scale_x + self.shift_x, axis=1).clip(0, self.content_hw[1])
         y = (xyxy[:, 1::2] * self.scale_y + self.shift_y).clip(0, self.content_hw[0])
         return np.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], axis=1).astype(np.float32)
+
+    def points(self, xyv: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Points `(..., 3)` of the picture, x, y and visibility, in pixels of the canvas.
+
+        Those outside the content, and those whose visibility is 0, become zeros.
+        """
+        x, y = xyv[..., 0] * self.scale_x + self.shift_x, xyv[..., 1] * self.scale_y + self.shift_y
+        inside = (x >= 0) & (x < self.content_hw[1]) & (y >= 0) & (y < self.content_hw[0]) & (xyv[..., 2] > 0)
+        return np.where(inside[..., None], np.stack([x, y, xyv[..., 2]], -1), 0).astype(np.float32)
 
     def crops(self, box: NDArray[np.float32]) -> bool:
         """Whether a part of `box` (xyxy in the picture) lies outside the content."""
@@ -103,6 +114,18 @@ class Augmentation:
         levels = np.arange(256, dtype=np.float64)[:, None]
         table = ((levels - 128) * contrast + 128) * gains
         return np.asarray(cv2.LUT(picture, table.clip(0, 255).astype(np.uint8)[None]), np.uint8)
+
+
+def mirrored_order(names: Sequence[str]) -> list[int]:
+    """Where each keypoint of a mirrored picture comes from: `left_eye` from `right_eye`, `nose` from `nose`.
+
+    Args:
+        names: Of the keypoints. One that says `left` changes places with its namesake that says `right`.
+    """
+    swap = {"left": "right", "right": "left"}
+    places = {name: place for place, name in enumerate(names)}
+    twins = [re.sub(r"(?<![a-z])(left|right)(?![a-z])", lambda found: swap[found[0]], name) for name in names]
+    return [places.get(twin, place) for place, twin in enumerate(twins)]
 
 
 def warp_picture(picture: NDArray[np.uint8], view: View) -> NDArray[np.uint8]:

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from edge_mrcnn.errors import EdgeMrcnnError
-from edge_mrcnn.training.augment import Augmentation, View, warp_mask, warp_picture
+from edge_mrcnn.training.augment import Augmentation, View, mirrored_order, warp_mask, warp_picture
+from edge_mrcnn.training.keypoint_labels import KeypointNames, check_keypoints, read_keypoint_names, stack_keypoints
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,8 @@ MIN_VISIBLE = 0.1
 
 Target = dict[str, Any]
 """`boxes (N, 4) float32 xyxy`, `labels (N,) int64`, `masks (N, H, W) uint8`, `area (N,)`, `iscrowd (N,)`, `image_id`,
-and `image_hw`, the (height, width) of the content; in pixels of the canvas."""
+and `image_hw`, the (height, width) of the content; in pixels of the canvas. Where the data has keypoints, also
+`keypoints (N, K, 3) float32`: x, y and visibility, which is 0 where there is nothing to learn from."""
 
 
 class PackedMask(NamedTuple):
@@ -58,6 +60,8 @@ class Record:
         labels: `(N,)` int64, 1 to K.
         iscrowd: `(N,)` int64, 0 or 1.
         segments: Polygons or run lengths of each object, as in the file.
+        keypoints: `(N, K, 3)` float32: x, y in pixels of the picture, and visibility: 0 not labelled, 1 hidden,
+            2 visible.
     """
 
     path: Path
@@ -67,6 +71,7 @@ class Record:
     labels: NDArray[np.int64]
     iscrowd: NDArray[np.int64]
     segments: Sequence[Any]
+    keypoints: NDArray[np.float32]
 
 
 @dataclass
@@ -89,6 +94,7 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
         class_names: `__background__`, then the categories by ascending id: label k is `class_names[k]`.
         category_ids: COCO category id of each label; 0 for the background.
         records: The pictures, by ascending id.
+        keypoints: Names and lines of the keypoints, and which labels have them.
     """
 
     def __init__(
@@ -110,15 +116,18 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
             cache_gb: Memory for decoded pictures, in 10^9 bytes.
 
         Raises:
-            EdgeMrcnnError: The file is missing or no COCO annotations, or an annotation lacks a box or a mask or has
-                an unknown category.
+            EdgeMrcnnError: The file is missing or no COCO annotations, an annotation lacks a box or a mask or has
+                an unknown category, or categories and annotations disagree about keypoints.
         """
         self.annotations = Path(annotations)
         content = _read_annotations(self.annotations)
         categories = sorted(content["categories"], key=lambda category: int(category["id"]))
         self.class_names = ("__background__", *(str(category["name"]) for category in categories))
         self.category_ids = (0, *(int(category["id"]) for category in categories))
-        self.records = _make_records(self.annotations, content, self.category_ids)
+        names, skeleton = read_keypoint_names(categories, self.annotations)
+        self.records = _make_records(self.annotations, content, self.category_ids, len(names))
+        self.keypoints = KeypointNames(names, skeleton, _labels_with_keypoints(self.records, len(names)))
+        self._mirrored = mirrored_order(names)
         self.canvas_hw = canvas_hw
         self.augmentation = augmentation
         self.seed = seed
@@ -197,7 +206,11 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
             masks.append(mask)
             keep.append(number)
         stacked = np.stack(masks) if masks else np.zeros((0, *self.canvas_hw), np.uint8)
+        points = view.points(record.keypoints[keep])
+        if view.scale_x < 0:
+            points = points[:, self._mirrored]
         return {
+            **({"keypoints": torch.from_numpy(points)} if self.keypoints.names else {}),
             "boxes": torch.from_numpy(boxes[keep].reshape(-1, 4)),
             "labels": torch.from_numpy(record.labels[keep]),
             "masks": torch.from_numpy(stacked),
@@ -295,19 +308,29 @@ def _read_annotations(path: Path) -> dict[str, Any]:
     return content
 
 
-def _make_records(path: Path, content: Mapping[str, Any], category_ids: Sequence[int]) -> list[Record]:
+def _make_records(path: Path, content: Mapping[str, Any], category_ids: Sequence[int], points: int) -> list[Record]:
     labels = {category: label for label, category in enumerate(category_ids) if label}
     images = {int(image["id"]): image for image in content["images"]}
     grouped: dict[int, list[Mapping[str, Any]]] = {key: [] for key in images}
     for annotation in content["annotations"]:
         _check_annotation(annotation, grouped, labels, path)
+        check_keypoints(annotation, points, path)
         if min(annotation["bbox"][2:]) > 0:
             grouped[int(annotation["image_id"])].append(annotation)
     folder = path.parent / "images"
     return [
-        _make_record(folder / str(images[key]["file_name"]), images[key], grouped[key], labels)
+        _make_record(folder / str(images[key]["file_name"]), images[key], grouped[key], labels, points)
         for key in sorted(images)
     ]
+
+
+def _labels_with_keypoints(records: Sequence[Record], count: int) -> tuple[tuple[int, ...], ...]:
+    """For each keypoint the labels of which any object has it."""
+    having: list[set[int]] = [set() for _ in range(count)]
+    for record in records:
+        for row, place in np.argwhere(record.keypoints[..., 2] > 0):
+            having[place].add(int(record.labels[row]))
+    return tuple(tuple(sorted(labels)) for labels in having)
 
 
 def _check_annotation(
@@ -329,7 +352,11 @@ def _check_annotation(
 
 
 def _make_record(
-    path: Path, image: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]], labels: Mapping[int, int]
+    path: Path,
+    image: Mapping[str, Any],
+    annotations: Sequence[Mapping[str, Any]],
+    labels: Mapping[int, int],
+    points: int,
 ) -> Record:
     if not path.is_file():
         path = path.parent.parent / str(image["file_name"])
@@ -343,4 +370,5 @@ def _make_record(
         labels=np.array([labels[int(annotation["category_id"])] for annotation in annotations], np.int64),
         iscrowd=np.array([int(annotation.get("iscrowd", 0)) for annotation in annotations], np.int64),
         segments=[annotation["segmentation"] for annotation in annotations],
+        keypoints=stack_keypoints(annotations, points),
     )

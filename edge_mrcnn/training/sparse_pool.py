@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.ops import MultiScaleRoIAlign
 
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta", category=UserWarning)
@@ -88,11 +88,17 @@ class SparseRoIAlign(nn.Module):
         return pixels.view(shape), weights.view(shape)
 
 
-def use_sparse_pools(model: MaskRCNN) -> None:
+def use_sparse_pools(model: GeneralizedRCNN) -> None:
     """Replace the RoI pools of `model` by sparse ones; weights and results stay what they were."""
-    heads = model.roi_heads
-    heads.box_roi_pool = SparseRoIAlign(heads.box_roi_pool)
-    heads.mask_roi_pool = SparseRoIAlign(heads.mask_roi_pool)
+    for name, pool in roi_pools(model).items():
+        setattr(model.roi_heads, name, SparseRoIAlign(pool))
+
+
+def roi_pools(model: GeneralizedRCNN) -> dict[str, nn.Module]:
+    """The RoI pools of the heads that `model` has, by their names in `roi_heads`."""
+    names = ("box_roi_pool", "mask_roi_pool", "keypoint_roi_pool")
+    pools = {name: getattr(model.roi_heads, name, None) for name in names}
+    return {name: pool for name, pool in pools.items() if pool is not None}
 
 
 class _WeightedSums(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""One forward pass of any Mask R-CNN of the zoo on letterboxed canvases: losses in training, detections otherwise.
+"""One forward pass of any network of the zoo on letterboxed canvases: losses in training, detections otherwise.
 
 torchvision's own `forward` resizes again; this one takes the canvases as the runtime makes them, so that training,
 evaluation and the exported graph see the same pixels.
@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.image_list import ImageList
+
+from edge_mrcnn.training.sparse_pool import roi_pools
 
 Losses = dict[str, Tensor]
 Detections = list[dict[str, Tensor]]
@@ -42,9 +44,9 @@ def normalise(
 
 
 class CanvasModel(nn.Module):
-    """A Mask R-CNN that takes letterboxed canvases."""
+    """A Mask R-CNN or Keypoint R-CNN that takes letterboxed canvases."""
 
-    def __init__(self, model: MaskRCNN, *, bf16: bool = False) -> None:
+    def __init__(self, model: GeneralizedRCNN, *, bf16: bool = False) -> None:
         """Wrap `model`, whose parameters are shared; with `bf16` convolutions and products run in bfloat16."""
         super().__init__()
         self.model = model
@@ -55,11 +57,13 @@ class CanvasModel(nn.Module):
 
         Args:
             pictures: `(B, H, W, 3)` uint8 RGB.
-            targets: Of each canvas, `image_hw` and, in training, `boxes`, `labels` and `masks` in its pixels.
+            targets: Of each canvas, `image_hw` and, in training, `boxes`, `labels` and what the heads learn from,
+                `masks` and `keypoints`, in its pixels.
 
         Returns:
-            The losses of torchvision: `loss_objectness`, `loss_rpn_box_reg`, `loss_classifier`, `loss_box_reg` and
-            `loss_mask`; and `boxes`, `labels`, `scores`, `masks (N, 1, M, M)` of each canvas.
+            The losses of torchvision: `loss_objectness`, `loss_rpn_box_reg`, `loss_classifier`, `loss_box_reg`,
+            `loss_mask` and `loss_keypoint`; and `boxes`, `labels`, `scores`, `masks (N, 1, M, M)` and `keypoints
+            (N, K, 3)` of each canvas; of masks and keypoints what the network has heads for.
         """
         model = self.model
         sizes = [tuple(target["image_hw"]) for target in targets]
@@ -80,6 +84,6 @@ class CanvasModel(nn.Module):
         """
         canvas = [(int(images.shape[2]), int(images.shape[3]))]
         first = {name: level[:1].detach() for name, level in features.items()}
-        for pool in (self.model.roi_heads.box_roi_pool, self.model.roi_heads.mask_roi_pool):
+        for pool in roi_pools(self.model).values():
             if pool.scales is None:
                 pool(first, [torch.tensor([[0.0, 0.0, 8.0, 8.0]], device=images.device)], canvas)

@@ -1,7 +1,8 @@
 """Training and fine-tuning with the losses and the sampling of the paper, which are torchvision's.
 
-L = L_cls + L_box + L_mask per region, the mask loss on the true class only; regions are sampled 1:3 positive to
-negative, positive from IoU 0.5. Source: He, Gkioxari, Dollar and Girshick, Mask R-CNN (2017), sections 3 and 3.1.
+L = L_cls + L_box + L_mask per region, the mask loss on the true class only, and with a keypoint head L_keypoint, a
+softmax over each keypoint's map; regions are sampled 1:3 positive to negative, positive from IoU 0.5.
+Source: He, Gkioxari, Dollar and Girshick, Mask R-CNN (2017), sections 3, 3.1 and 5.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
-from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from tqdm import tqdm
 
 from edge_mrcnn.errors import EdgeMrcnnError
@@ -109,16 +110,18 @@ class TrainResult:
 
     Attributes:
         last: Newest checkpoint; training can be resumed from it.
-        best: Checkpoint with the highest mask AP, or the newest where nothing was validated.
+        best: Checkpoint with the highest AP, or the newest where nothing was validated.
         epochs: Epochs done, those before a resumption included.
-        best_mask_ap: AP that `best` was chosen by, in points of 100; None where nothing was validated.
+        best_ap: AP that `best` was chosen by, in points of 100; None where nothing was validated.
+        chosen_by: Which AP that is: `keypoint_ap` of a network with keypoints, else `mask_ap`, else `box_ap`.
         figures: Of the last validation; of `best` on all pictures where `val_images` limited them.
     """
 
     last: Path
     best: Path
     epochs: int
-    best_mask_ap: float | None
+    best_ap: float | None
+    chosen_by: str
     figures: dict[str, float]
 
 
@@ -134,8 +137,8 @@ def train(model_name: str, data: str | Path, options: TrainOptions | None = None
 
     Raises:
         ValueError: The model is not in the zoo or an option is out of range.
-        EdgeMrcnnError: The data or the weights cannot be read, the run folder cannot be written, or the loss is no
-            longer finite.
+        EdgeMrcnnError: The data or the weights cannot be read, the data lacks what a head learns from, the run folder
+            cannot be written, or the loss is no longer finite.
     """
     options = options or TrainOptions()
     _check(options)
@@ -193,11 +196,12 @@ class _Trainer:
             self.figures = self._validate_best(self.val)
         self.world.barrier()
         best = self.best if self.best >= 0 else None
-        return TrainResult(self.last_path, self.best_path, self.epoch, best, self.figures)
+        return TrainResult(self.last_path, self.best_path, self.epoch, best, leading_figure(self.model), self.figures)
 
-    def _build(self) -> MaskRCNN:
+    def _build(self) -> GeneralizedRCNN:
         options, classes = self.options, len(self.data.class_names)
         model = build_model(self.name, classes, options.weights, replace_class_layers=True)
+        check_keypoint_head(model, self.data)
         stages = options.trainable_backbone_layers
         freeze_backbone(model, (3 if options.weights else 5) if stages is None else stages)
         return model
@@ -268,9 +272,12 @@ class _Trainer:
             self.figures = validate(model, self.val, options.val_images)
             self._log(epoch=self.epoch, **self.figures)
             log.info("epoch %d: %s", self.epoch, self.figures)
-            improved = self.figures["mask_ap"] > self.best
-            self.best = max(self.best, self.figures["mask_ap"])
+            ap = self.figures[leading_figure(model)]
+            improved = ap > self.best
+            self.best = max(self.best, ap)
         known: dict[str, Any] = {"model_name": self.name, "class_names": self.data.class_names, "size": self.size}
+        if model.roi_heads.has_keypoint():
+            known["keypoints"] = self.data.keypoints
         save_checkpoint(self.last_path, model, **known, extra={"trainer": self._state()})
         if improved:
             save_checkpoint(self.best_path, model, **known, extra={"figures": self.figures})
@@ -340,7 +347,29 @@ def canvas_of_epoch(options: TrainOptions, size: tuple[int, int], epoch: int) ->
     return height, width
 
 
-def _set_training(model: MaskRCNN) -> None:
+def leading_figure(model: GeneralizedRCNN) -> str:
+    """The figure of `validate` by which the best checkpoint is chosen: of what the network alone has a head for."""
+    heads = model.roi_heads
+    return "keypoint_ap" if heads.has_keypoint() else "mask_ap" if heads.has_mask() else "box_ap"
+
+
+def check_keypoint_head(model: GeneralizedRCNN, data: CocoDataset) -> None:
+    """Check that data and network have the same keypoints.
+
+    Raises:
+        EdgeMrcnnError: The network has keypoints and the data none, or another number of them.
+    """
+    if not model.roi_heads.has_keypoint():
+        return
+    given, made = len(data.keypoints.names), int(model.roi_heads.keypoint_predictor.out_channels)
+    if given != made:
+        raise EdgeMrcnnError(
+            f"{data.annotations} names {given} keypoints, the network has {made}: its categories must list the "
+            "network's keypoints, or pick a network without keypoints"
+        )
+
+
+def _set_training(model: GeneralizedRCNN) -> None:
     """Training mode, except for frozen parts, whose norms keep their statistics."""
     model.train()
     for module in model.backbone.body.children():

@@ -95,7 +95,7 @@ class TestRun:
     def test_validation_is_logged_and_returned(self, trained):
         figures = [entry for entry in log_of(trained[0]) if "mask_ap" in entry]
         assert [entry["epoch"] for entry in figures] == [1, 2]
-        assert trained[1].best_mask_ap == max(entry["mask_ap"] for entry in figures)
+        assert trained[1].best_ap == max(entry["mask_ap"] for entry in figures)
 
 
 def test_it_learns(shapes, tmp_path):
