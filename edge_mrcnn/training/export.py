@@ -17,13 +17,13 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from edge_mrcnn.class_names import complete_class_names, read_class_names
+from edge_mrcnn.compiler.function_bodies import OPSET
 from edge_mrcnn.compiler.model_file import check_writable, write_model
 from edge_mrcnn.errors import ExportError
 from edge_mrcnn.spec import ModelSpec, parse_size
 from edge_mrcnn.training.checkpoint import load_checkpoint
 from edge_mrcnn.training.exportable import OUTPUT_NAMES, Exportable
 from edge_mrcnn.training.finish import finish_graph
-from edge_mrcnn.training.function_bodies import OPSET
 from edge_mrcnn.training.zoo import ModelEntry, build_model, find_entry
 
 log = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
+from edge_mrcnn.compiler.function_bodies import OPSET, make_function_body
 from edge_mrcnn.ops import DOMAIN, OPS, PLUGIN_ATTRIBUTES
-from edge_mrcnn.training.function_bodies import OPSET, make_function_body
 
 Array = npt.NDArray[Any]
 Attributes = Mapping[str, Any]

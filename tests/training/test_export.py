@@ -22,6 +22,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.misc import FrozenBatchNorm2d
 
+from edge_mrcnn.compiler.function_attachment import read_attributes
 from edge_mrcnn.compiler.model_file import write_model
 from edge_mrcnn.errors import EdgeMrcnnError, ExportError
 from edge_mrcnn.ops import DOMAIN, OPS, PLUGIN_ATTRIBUTES
@@ -30,7 +31,6 @@ from edge_mrcnn.training import export
 from edge_mrcnn.training.checkpoint import save_checkpoint
 from edge_mrcnn.training.export import ExportOptions, export_model, trace_model
 from edge_mrcnn.training.exportable import Exportable
-from edge_mrcnn.training.finish import read_attributes
 from edge_mrcnn.training.zoo import build_model
 from tests.training.random_models import Reference, letterboxed
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edge_mrcnn.compiler.function_bodies import make_function_body
 from edge_mrcnn.errors import PluginError
-from edge_mrcnn.training.function_bodies import make_function_body
 from tests import gold
 from tests.training.op_cases import (
     LEVELS,

@@ -196,7 +196,7 @@ class _Writer:
     def levels(self, attributes: dict[str, Any], rois: gs.Variable) -> tuple[gs.Variable, ...]:
         """Top left corners and sides of rois in cells of their levels `(R, 2)`, the levels `(R,)`, bool `(R, 1)`: real.
 
-        Source: the function body of the op, training/function_bodies.py `_level_of`.
+        Source: the function body of the op, compiler/function_bodies.py `_level_of`.
         """
         strides = np.array(attributes["strides"], np.float64)
         low, high = self.emit("Split", rois, count=2, axis=1, num_outputs=2)

@@ -11,11 +11,11 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from edge_mrcnn.compiler.function_bodies import OPSET, make_function_body
 from edge_mrcnn.compiler.passes import apply_passes, pool_codes, run_passes
 from edge_mrcnn.compiler.recipe import Recipe
 from edge_mrcnn.ops import DOMAIN, PLUGIN_ATTRIBUTES
 from edge_mrcnn.spec import METADATA_KEY
-from edge_mrcnn.training.function_bodies import OPSET, make_function_body
 from tests.compiler.ranges import BUNDLED, bundled_inputs, measured_ranges
 from tests.compiler.tiny_model import SPEC
 from tests.training.op_cases import random_rois, roi_attributes

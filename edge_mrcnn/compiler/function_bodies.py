@@ -28,8 +28,8 @@ from typing import Any
 import onnx
 from onnx import TensorProto
 
+from edge_mrcnn.compiler.function_builder import OPSET, FunctionBuilder
 from edge_mrcnn.ops import DETECTION_NMS, OPS, PYRAMID_ROI_ALIGN, RPN_PROPOSALS
-from edge_mrcnn.training.function_builder import OPSET, FunctionBuilder
 
 __all__ = ["OPSET", "make_function_body"]
 
