@@ -17,6 +17,7 @@ from edge_mrcnn.errors import EdgeMrcnnError
 VERBS = {
     "train": "fine-tune a model on a COCO-format data set",
     "export": "write model.onnx from a checkpoint",
+    "import": "write model.onnx from a model trained elsewhere",
     "calibrate": "measure activation ranges for INT8",
     "sensitivity": "rank layers by what INT8 costs them",
     "build": "build a TensorRT engine from model.onnx",
@@ -29,6 +30,9 @@ VERBS = {
     "doctor": "tell what this machine can run and build",
 }
 """Each verb lives in `edge_mrcnn.commands.<verb>`, imported when it is called, so that `run` never loads torch."""
+
+MODULES = {"import": "import_model"}
+"""Modules of the verbs that are words of Python's."""
 
 EXTRA_OF = {
     "torch": "train",
@@ -87,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(verb: str, arguments: list[str]) -> None:
     import tyro
 
-    command = importlib.import_module(f"edge_mrcnn.commands.{verb}").command
+    command = importlib.import_module(f"edge_mrcnn.commands.{MODULES.get(verb, verb)}").command
     tyro.cli(command, prog=f"edge-mrcnn {verb}", args=arguments, config=(tyro.conf.OmitArgPrefixes,))
 
 

@@ -317,6 +317,8 @@ def _describe_verb(verb: str, installed: dict[str, str], gpus: list[device.Gpu])
         return f"can build with {' or '.join(here)}"
     if verb in ("run", "eval", "bench"):
         return f"runs model.onnx on the CPU{_describe_engines(installed, gpus)}"
+    if verb == "import" and not {"torch", "torchvision", "onnxscript"} <= set(installed):
+        return "takes ONNX files; checkpoints need the extra train"
     if verb == "train" and not gpus:
         return "trains on the CPU, which is slow beside a GPU"
     return "can run here"

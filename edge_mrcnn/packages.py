@@ -63,6 +63,7 @@ GPU_ONLY = ("tensorrt", "cuda")
 NEEDS: dict[str, tuple[str, ...]] = {
     "train": ("torch", "torchvision", "pycocotools", "cv2"),
     "export": ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime"),
+    "import": ("onnx", "onnx_graphsurgeon", "onnxruntime"),
     "calibrate": ("onnx", "onnx_graphsurgeon", "onnxruntime", "cv2"),
     "sensitivity": ("onnx", "onnx_graphsurgeon", "onnxruntime", "cv2", "pycocotools"),
     "build": ("onnx", "onnx_graphsurgeon", "onnxruntime", "tensorrt or tensorrt_rtx"),

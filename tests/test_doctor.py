@@ -46,6 +46,7 @@ VERBS = [
     # verb, package that is missing, command that helps
     ("train", "torchvision", "pip install 'edge-mrcnn[train]'"),
     ("export", "onnxscript", "pip install 'edge-mrcnn[train]'"),
+    ("import", "onnx", "pip install 'edge-mrcnn[compile]'"),
     ("build", "onnx_graphsurgeon", "pip install 'edge-mrcnn[compile]'"),
     ("build", "tensorrt_rtx", "pip install 'edge-mrcnn[rtx]'"),
     ("run", "cv2", "pip install 'edge-mrcnn[vision]'"),
@@ -80,6 +81,14 @@ def test_every_extra_named_is_one_of_the_projects() -> None:
     tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no TOML reader")
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
     assert {package.extra for package in PACKAGES} <= set(project["optional-dependencies"])
+
+
+def test_importing_checkpoints_takes_torch_and_onnx_files_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, missing=("torch",))
+    assert look_up("verbs", "import").status == "ok"
+    assert look_up("verbs", "import").detail == "takes ONNX files; checkpoints need the extra train"
+    pretend(monkeypatch)
+    assert look_up("verbs", "import").detail == "can run here"
 
 
 def test_a_full_tensorrt_builds_only_beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
