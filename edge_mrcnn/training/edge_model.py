@@ -1,10 +1,10 @@
-"""`maskrcnn_edge`: a compact Mask R-CNN for small devices, made of torchvision's components.
+"""`maskrcnn_edge` and `keypointrcnn_edge`: compact networks for small devices, made of torchvision's components.
 
 Where the time goes decided its shape. At stride 2 and 4 depthwise convolutions are bound by memory, so the first
 stages expand with a dense 3x3 convolution (the fused inverted residual of EfficientNetV2); deeper stages are
-MobileNetV2's inverted residuals. FPN and RPN see every pixel of stride 4 and are depthwise-separable there; the mask
-head sees few regions and is dense, which is what mask quality needs. All activations are ReLU or ReLU6, so that INT8
-ranges stay small.
+MobileNetV2's inverted residuals. FPN and RPN see every pixel of stride 4 and are depthwise-separable there; the heads
+of masks and keypoints see few regions and are dense, which is what their quality needs. All activations are ReLU or
+ReLU6, so that INT8 ranges stay small.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.keypoint_rcnn import KeypointRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.mobilenetv2 import InvertedResidual
@@ -35,7 +36,7 @@ ANCHOR_RATIOS = (0.5, 1.0, 2.0)
 """Height divided by width, at each level."""
 
 FPN_CHANNELS = 64
-"""Channels of every pyramid level, of the RPN and of the mask head."""
+"""Channels of every pyramid level, of the RPN, of the mask head and of the keypoint head."""
 
 BOX_FEATURES = 256
 """Width of the box head's two fully connected layers."""
@@ -153,6 +154,30 @@ def maskrcnn_edge(num_classes: int, **kwargs: Any) -> MaskRCNN:
         "mask_predictor": MaskRCNNPredictor(channels, channels, num_classes),
     }
     return MaskRCNN(backbone, **{**options, **kwargs})
+
+
+def keypointrcnn_edge(num_classes: int, num_keypoints: int, **kwargs: Any) -> MaskRCNN:
+    """Make the compact network with keypoints beside the masks, untrained.
+
+    The masks stay: a robot grasps by both, and they cost no second pool, since both heads read the same patches. The
+    keypoint head is as deep as the mask head, followed by torchvision's predictor: a deconvolution to 28x28, upsampled
+    to heatmaps of 56x56.
+
+    Args:
+        num_classes: Number of classes, the background included.
+        num_keypoints: Number of keypoints (K), for all classes alike.
+        kwargs: As for `maskrcnn_edge`.
+
+    Returns:
+        A torchvision `MaskRCNN` whose RoI heads have torchvision's keypoint head as well.
+    """
+    model = maskrcnn_edge(num_classes, **kwargs)
+    heads, channels = model.roi_heads, model.backbone.out_channels
+    pool = heads.mask_roi_pool
+    heads.keypoint_roi_pool = MultiScaleRoIAlign(pool.featmap_names, pool.output_size, pool.sampling_ratio)
+    heads.keypoint_head = MaskRCNNHeads(channels, (channels, channels, channels), 1, norm_layer=nn.BatchNorm2d)
+    heads.keypoint_predictor = KeypointRCNNPredictor(channels, num_keypoints)
+    return model
 
 
 def _inverted(channels: int, count: int) -> Sequence[nn.Module]:

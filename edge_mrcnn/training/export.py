@@ -9,21 +9,26 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import onnx
 import torch
 from torch import nn
-from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from edge_mrcnn.class_names import complete_class_names, read_class_names
 from edge_mrcnn.compiler.function_bodies import OPSET
 from edge_mrcnn.compiler.model_file import check_writable, write_model
 from edge_mrcnn.errors import ExportError
+from edge_mrcnn.import_options import ImportOptions
 from edge_mrcnn.spec import ModelSpec, parse_size
+from edge_mrcnn.training.c4 import fold_shared_norms
 from edge_mrcnn.training.checkpoint import load_checkpoint
-from edge_mrcnn.training.exportable import OUTPUT_NAMES, Exportable
+from edge_mrcnn.training.exportable import Exportable
 from edge_mrcnn.training.finish import finish_graph
+from edge_mrcnn.training.keypoint_labels import KeypointNames
+from edge_mrcnn.training.keypoints import numbered_keypoints
 from edge_mrcnn.training.zoo import ModelEntry, build_model, find_entry
 
 log = logging.getLogger(__name__)
@@ -57,6 +62,9 @@ class ExportOptions:
 
     class_names: str | None = None
     """Class names without the background, separated by commas, or a text file with one a line."""
+
+    keypoint_names: str | None = None
+    """Names of the keypoints, separated by commas, or a text file with one a line; for networks that have some."""
 
     def __post_init__(self) -> None:
         """Check the numbers.
@@ -94,31 +102,40 @@ def export_model(model_name: str, options: ExportOptions, output: Path) -> Model
     """
     entry = find_entry(model_name)
     check_writable(output)
-    names, size = _describe_weights(entry, options)
-    model = build_model(model_name, options.num_classes, options.weights)
+    known = _describe_weights(entry, options)
+    points = None if options.keypoint_names is None else read_class_names(options.keypoint_names)
+    count = None if points is None else len(points)
+    model = build_model(model_name, options.num_classes, options.weights, num_keypoints=count)
     if options.weights is None:
         log.warning("%s has random weights: give trained ones with --weights FILE", model_name)
-    _apply_limits(model, options)
-    classes = int(model.roi_heads.box_predictor.cls_score.out_features)
-    if options.class_names is not None:
-        names = read_class_names(options.class_names)
+    apply_limits(model, options)
+    classes, size = int(model.roi_heads.box_predictor.cls_score.out_features), known.size
+    names = known.class_names if options.class_names is None else read_class_names(options.class_names)
+    if names is None and entry.class_names and len(entry.class_names) == classes:
+        names = entry.class_names
+    keypoints = _name_keypoints(entry, known.keypoints, points, model, classes)
     log.info("exporting %s at %dx%d", model_name, *size)
-    proto, spec = trace_model(model, model_name, size, complete_class_names(names, classes))
+    proto, spec = trace_model(model, model_name, size, complete_class_names(names, classes), keypoints)
     write_model(proto, spec, output)
     log.info("wrote %s: %.1f MB, %d classes, input %dx%d", output, output.stat().st_size / 1e6, classes, *size)
     return spec
 
 
 def trace_model(
-    model: MaskRCNN, name: str, input_hw: tuple[int, int], class_names: Sequence[str]
+    model: GeneralizedRCNN,
+    name: str,
+    input_hw: tuple[int, int],
+    class_names: Sequence[str],
+    keypoints: KeypointNames | None = None,
 ) -> tuple[onnx.ModelProto, ModelSpec]:
-    """Trace a Mask R-CNN into an ONNX model with custom ops, their function bodies and its spec.
+    """Trace a network into an ONNX model with custom ops, their function bodies and its spec.
 
     Args:
-        model: Any torchvision Mask R-CNN; not changed.
+        model: Any torchvision Mask R-CNN, Keypoint R-CNN, Faster R-CNN, or one with both heads; not changed.
         name: Written into the spec.
         input_hw: Canvas (H, W) in pixels, multiples of 32.
         class_names: Name of each label, the background first.
+        keypoints: Their names, labels and lines; None numbers them.
 
     Returns:
         The ONNX model, with a dynamic batch, and its spec.
@@ -128,9 +145,13 @@ def trace_model(
         ExportError: A weight is not finite, a part of the model is not supported, or the number of names is wrong.
     """
     _check_finite(model)
-    module = Exportable(_thaw_norms(model), input_hw).eval()
+    module = Exportable(fold_shared_norms(_thaw_norms(model)), input_hw).eval()
     if len(class_names) != module.num_classes:
         raise ExportError(f"{len(class_names)} class names for {module.num_classes} classes (with the background)")
+    if keypoints is None:
+        keypoints = numbered_keypoints(module.num_keypoints)
+    if len(keypoints.names) != module.num_keypoints:
+        raise ExportError(f"{len(keypoints.names)} keypoint names for a network with {module.num_keypoints} keypoints")
     spec = ModelSpec(
         name=name,
         input_hw=input_hw,
@@ -142,26 +163,58 @@ def trace_model(
         mask_size=module.mask_size,
         score_threshold=module.ops["detection_nms"]["score_threshold"],
         ops=module.ops,
+        keypoint_names=keypoints.names,
+        keypoint_size=module.keypoint_size,
+        keypoint_labels=keypoints.labels,
+        skeleton=keypoints.skeleton,
     )
     proto = _trace(module)
     finish_graph(proto, spec)
     return proto, spec
 
 
-def _describe_weights(entry: ModelEntry, options: ExportOptions) -> tuple[Sequence[str] | None, tuple[int, int]]:
-    """Class names, where the weights tell them, and the canvas."""
-    names: Sequence[str] | None = None
-    size = entry.default_size
+class _Known(NamedTuple):
+    """What weights say of themselves."""
+
+    class_names: Sequence[str] | None
+    size: tuple[int, int]
+    keypoints: KeypointNames | None
+
+
+def _describe_weights(entry: ModelEntry, options: ExportOptions) -> _Known:
+    """Class names and keypoints, where the weights tell them, and the canvas."""
+    known = _Known(None, entry.default_size, None)
     weights = options.weights
     if weights is not None and entry.weights and weights in entry.weights.__members__ and not Path(weights).is_file():
-        names = [str(name) for name in entry.weights[weights].meta["categories"]]
+        categories = [str(name) for name in entry.weights[weights].meta["categories"]]
+        known = known._replace(class_names=entry.class_names or categories)
     elif weights is not None and Path(weights).is_file():
         checkpoint = load_checkpoint(weights)
-        names, size = checkpoint.class_names, checkpoint.size or size
-    return names, parse_size(options.size) if options.size else size
+        known = _Known(checkpoint.class_names, checkpoint.size or known.size, checkpoint.keypoints)
+    return known._replace(size=parse_size(options.size)) if options.size else known
 
 
-def _apply_limits(model: MaskRCNN, options: ExportOptions) -> None:
+def _name_keypoints(
+    entry: ModelEntry,
+    known: KeypointNames | None,
+    names: Sequence[str] | None,
+    model: GeneralizedRCNN,
+    classes: int,
+) -> KeypointNames | None:
+    """Keypoints of a model: the weights', or those of the zoo where their number is the same, under the names given."""
+    if entry.keypoints is None:
+        return None
+    count = int(model.roi_heads.keypoint_predictor.out_channels)
+    if known is None:
+        labels = entry.keypoints.labels if classes == entry.default_classes else ()
+        known = entry.keypoints._replace(labels=labels)
+    if len(known.names) != count:
+        known = numbered_keypoints(count)
+    return known if names is None else known._replace(names=tuple(names))
+
+
+def apply_limits(model: GeneralizedRCNN, options: ExportOptions | ImportOptions) -> None:
+    """Set the limits that were asked for in a model's modules; the others stay."""
     if options.score_threshold is not None:
         model.roi_heads.score_thresh = options.score_threshold
     if options.detections is not None:
@@ -183,7 +236,7 @@ def _check_finite(model: nn.Module) -> None:
         )
 
 
-def _thaw_norms(model: MaskRCNN) -> MaskRCNN:
+def _thaw_norms(model: GeneralizedRCNN) -> GeneralizedRCNN:
     """The model, or a copy with its frozen batch norms replaced by plain ones, which the exporter folds away."""
     if not any(isinstance(module, FrozenBatchNorm2d) for module in model.modules()):
         return model.eval()
@@ -212,7 +265,7 @@ def _trace(module: Exportable) -> onnx.ModelProto:
             opset_version=OPSET,
             dynamic_shapes=({0: batch}, {0: batch}),
             input_names=list(INPUT_NAMES),
-            output_names=list(OUTPUT_NAMES),
+            output_names=list(module.output_names),
             verbose=False,
         )
     assert program is not None

@@ -1,4 +1,4 @@
-"""`Exportable`: a torchvision Mask R-CNN as a module that `torch.onnx.export` can trace.
+"""`Exportable`: a torchvision Mask or Keypoint R-CNN as a module that `torch.onnx.export` can trace.
 
 It calls the model's own backbone and heads; everything whose shape depends on the data (proposals, RoIAlign, NMS) is a
 custom op with the attributes that the model's modules hold.
@@ -14,14 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.onnx.ops import symbolic_multi_out
-from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
+from edge_mrcnn.compiler.network_outputs import KEYPOINT_MAPS, MASK_LOGITS
 from edge_mrcnn.errors import ExportError
 from edge_mrcnn.ops import (
     DETECTION_NMS,
@@ -36,8 +37,11 @@ from edge_mrcnn.ops import (
 from edge_mrcnn.spec import check_canvas
 from edge_mrcnn.training.conventions import LEVEL_EPS, AlignedRoIAlign, GivenAnchors
 
-OUTPUT_NAMES = ("num_detections", "boxes", "scores", "labels", "mask_logits")
-"""Outputs of `Exportable`, in this order."""
+DETECTION_OUTPUTS = ("num_detections", "boxes", "scores", "labels")
+"""First outputs of `Exportable`, in this order."""
+
+HEAD_OUTPUTS: Mapping[str, str] = {"mask": MASK_LOGITS, "keypoint": KEYPOINT_MAPS}
+"""Heads that a network may have beside the one for boxes, and the output each adds, in this order."""
 
 DETECTION_MIN_SIZE = 0.01
 """Pixels. Source: torchvision models/detection/roi_heads.py, a literal in `postprocess_detections`."""
@@ -46,19 +50,22 @@ Attributes = dict[str, Any]
 
 
 class Exportable(nn.Module):
-    """Backbone, RPN head, box and mask heads of a Mask R-CNN around the custom ops.
+    """Backbone, RPN head and the heads of a Mask R-CNN, Keypoint R-CNN or both around the custom ops.
 
     Attributes:
         input_hw: Canvas (H, W) in pixels.
         num_classes: With the background.
-        mask_size: Side of a mask patch (M).
-        ops: Attributes of each custom op by its role: `rpn_proposals`, `box_roi_align`, `detection_nms`,
-            `mask_roi_align`.
+        heads: The heads beside the one for boxes: of `mask` and `keypoint` those that there are.
+        mask_size: Side of a mask patch (M); 0 without masks.
+        num_keypoints: Number of keypoints (K); 0 without them.
+        keypoint_size: Side of a keypoint's heatmap (S); 0 without them.
+        ops: Attributes of each custom op by its role: `rpn_proposals`, `box_roi_align`, `detection_nms`, and
+            `mask_roi_align`, `keypoint_roi_align` where there are such heads. Heads that pool alike share the former.
         mean: Per channel (R, G, B), on a scale of 0 to 1.
         std: Per channel, on a scale of 0 to 1.
     """
 
-    def __init__(self, model: MaskRCNN, input_hw: tuple[int, int]) -> None:
+    def __init__(self, model: GeneralizedRCNN, input_hw: tuple[int, int]) -> None:
         """Take the parts out of `model` and read every attribute from them.
 
         Args:
@@ -71,35 +78,73 @@ class Exportable(nn.Module):
         """
         super().__init__()
         check_canvas(input_hw)
-        _check_parts(model)
+        self.heads = _check_parts(model)
         heads, rpn = model.roi_heads, model.rpn
         self.input_hw = input_hw
         self.mean = _three(model.transform.image_mean, "mean")
         self.std = _three(model.transform.image_std, "std")
         self.backbone, self.rpn_head = model.backbone, rpn.head
         self.box_head, self.box_predictor = heads.box_head, heads.box_predictor
-        self.mask_head, self.mask_predictor = heads.mask_head, heads.mask_predictor
+        for part in (f"{name}_{part}" for name in self.heads for part in ("head", "predictor")):
+            setattr(self, part, getattr(heads, part))
         with torch.no_grad():
             shapes = {name: tuple(x.shape[1:]) for name, x in self._features(torch.zeros(1, 3, *input_hw)).items()}
         strides = _strides(shapes, input_hw)
-        self._box_levels = _pooled_levels(heads.box_roi_pool, shapes, "box_roi_pool")
-        self._mask_levels = _pooled_levels(heads.mask_roi_pool, shapes, "mask_roi_pool")
-        if len(self._box_levels) != len(self._mask_levels):
-            raise ExportError(
-                f"box_roi_pool takes {len(self._box_levels)} feature maps and mask_roi_pool {len(self._mask_levels)}: "
-                "both must take as many, since they share one op"
-            )
         self.num_classes = int(heads.box_predictor.cls_score.out_features)
-        self.ops: dict[str, Attributes] = {
-            "rpn_proposals": _proposal_attributes(rpn, list(strides.values())),
-            "box_roi_align": _pool_attributes(heads.box_roi_pool, [strides[name] for name in self._box_levels]),
-            "detection_nms": _detection_attributes(heads),
-            "mask_roi_align": _pool_attributes(heads.mask_roi_pool, [strides[name] for name in self._mask_levels]),
-        }
-        size = self.ops["mask_roi_align"]["output_size"]
+        self.ops: dict[str, Attributes] = {"rpn_proposals": _proposal_attributes(rpn, list(strides.values()))}
+        self._levels: dict[str, list[str]] = {}
+        self._roles: dict[str, str] = {}
+        self._add_pool("box", heads.box_roi_pool, strides)
+        self.ops["detection_nms"] = _detection_attributes(heads)
+        for name in self.heads:
+            self._add_pool(name, getattr(heads, f"{name}_roi_pool"), strides)
+        masks, self.mask_size = self._patch("mask", shapes)
+        self.num_keypoints, self.keypoint_size = self._patch("keypoint", shapes)
+        if self.mask_size and masks != self.num_classes:
+            raise ExportError(
+                f"the mask predictor gives {masks} masks for {self.num_classes} classes (with the background); "
+                "expected one for each"
+            )
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of what `forward` gives, in its order."""
+        return (*DETECTION_OUTPUTS, *(HEAD_OUTPUTS[name] for name in self.heads))
+
+    def _add_pool(self, name: str, pool: MultiScaleRoIAlign, strides: Mapping[str, int]) -> None:
+        """Note attributes and feature maps of a head's pool, under the role of one that pools the same rois alike."""
+        levels = _pooled_levels(pool, strides, f"{name}_roi_pool")
+        attributes = _pool_attributes(pool, [strides[level] for level in levels])
+        counts = {role: len(taken) for role, taken in self._levels.items()}
+        if any(len(levels) != count for count in counts.values()):
+            raise ExportError(
+                f"{name}_roi_pool takes {len(levels)} feature maps, {counts}: all must take as many, since they share "
+                "one op"
+            )
+        same = [
+            role
+            for role in self._levels
+            if role != "box_roi_align" and self.ops[role] == attributes and self._levels[role] == levels
+        ]
+        role = same[0] if same else f"{name}_roi_align"
+        self._roles[name], self._levels[role], self.ops[role] = role, levels, attributes
+
+    def _patch(self, name: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
+        """Number of maps that a head gives of a roi and their side, 0 and 0 where there is no such head."""
+        if name not in self.heads:
+            return 0, 0
+        role = self._roles[name]
+        size = self.ops[role]["output_size"]
         with torch.no_grad():
-            patch = torch.zeros(1, shapes[self._mask_levels[0]][0], size, size)
-            self.mask_size = int(self.mask_predictor(self.mask_head(patch)).shape[-1])
+            given = self._run_head(name, torch.zeros(1, shapes[self._levels[role][0]][0], size, size))
+        _, count, height, width = given.shape
+        if height != width:
+            raise ExportError(f"the {name} predictor gives maps of {height}x{width}; only square ones are supported")
+        return int(count), int(height)
+
+    def _run_head(self, name: str, pooled: Tensor) -> Tensor:
+        result: Tensor = getattr(self, f"{name}_predictor")(getattr(self, f"{name}_head")(pooled))
+        return result
 
     def _features(self, x: Tensor) -> Mapping[str, Tensor]:
         """Feature maps by name, finest first; a backbone without a pyramid gives one."""
@@ -133,20 +178,21 @@ class Exportable(nn.Module):
             image_hw: `(B, 2)` float32, size of the content.
 
         Returns:
-            num_detections `(B,)` int32, boxes `(B, D, 4)`, scores `(B, D)`, labels `(B, D)` int32, and the mask logits
-            of all classes `(B*D, K, M, M)`.
+            num_detections `(B,)` int32, boxes `(B, D, 4)`, scores `(B, D)`, labels `(B, D)` int32, then, where there
+            are such heads, the mask logits of all classes `(B*D, C, M, M)` and the heatmaps `(B*D, K, S, S)`.
         """
         features = self._features(self.normalise(images, image_hw))
         objectness, deltas = self.rpn_head(list(features.values()))
         (proposals,) = _call_op(RPN_PROPOSALS, (image_hw, *objectness, *deltas), self.ops["rpn_proposals"])
-        pooled = self._pool("box_roi_align", proposals, [features[name] for name in self._box_levels])
-        logits, box_deltas = self.box_predictor(self.box_head(pooled))
+        logits, box_deltas = self.box_predictor(self.box_head(self._pool("box_roi_align", proposals, features)))
         found = _call_op(DETECTION_NMS, (image_hw, proposals, logits, box_deltas), self.ops["detection_nms"])
-        pooled = self._pool("mask_roi_align", found[1], [features[name] for name in self._mask_levels])
-        return (*found, self.mask_predictor(self.mask_head(pooled)))
+        roles = dict.fromkeys(self._roles[name] for name in self.heads)
+        pooled = {role: self._pool(role, found[1], features) for role in roles}
+        return (*found, *(self._run_head(name, pooled[self._roles[name]]) for name in self.heads))
 
-    def _pool(self, role: str, rois: Tensor, features: Sequence[Tensor]) -> Tensor:
-        (pooled,) = _call_op(PYRAMID_ROI_ALIGN, (rois, *features), self.ops[role])
+    def _pool(self, role: str, rois: Tensor, features: Mapping[str, Tensor]) -> Tensor:
+        levels = [features[name] for name in self._levels[role]]
+        (pooled,) = _call_op(PYRAMID_ROI_ALIGN, (rois, *levels), self.ops[role])
         return pooled
 
 
@@ -165,16 +211,27 @@ def _call_op(op: OpSpec, inputs: Sequence[Tensor], attributes: Attributes) -> Se
 
 
 # ------------------------------------------------------------------------- what the parts must be, and their attributes
-def _check_parts(model: MaskRCNN) -> None:
-    """Check the types of a model's parts: only what the custom ops compute can be exported."""
-    _check_part(model, "model", MaskRCNN)
+def _check_parts(model: GeneralizedRCNN) -> tuple[str, ...]:
+    """Check the types of a model's parts: only what the custom ops compute can be exported.
+
+    Returns:
+        The heads beside the one for boxes.
+    """
+    # a subclass may compute something else, unless it is a whole model: torchvision's override constructors only
+    if not isinstance(model, GeneralizedRCNN) or type(model).forward is not GeneralizedRCNN.forward:
+        raise ExportError(
+            f"model is a {type(model).__name__}, which cannot be exported; supported: torchvision's MaskRCNN, "
+            "KeypointRCNN and FasterRCNN"
+        )
     _check_part(model.transform, "model.transform", GeneralizedRCNNTransform)
     _check_part(model.rpn, "model.rpn", RegionProposalNetwork)
     _check_part(model.rpn.anchor_generator, "model.rpn.anchor_generator", AnchorGenerator, GivenAnchors)
     _check_part(model.rpn.box_coder, "model.rpn.box_coder", BoxCoder)
     _check_part(model.roi_heads, "model.roi_heads", RoIHeads)
     _check_part(model.roi_heads.box_coder, "model.roi_heads.box_coder", BoxCoder)
-    for name in ("box_roi_pool", "mask_roi_pool"):
+    there = {"mask": model.roi_heads.has_mask(), "keypoint": model.roi_heads.has_keypoint()}
+    heads = tuple(name for name in HEAD_OUTPUTS if there[name])
+    for name in (f"{head}_roi_pool" for head in ("box", *heads)):
         _check_part(getattr(model.roi_heads, name), f"model.roi_heads.{name}", MultiScaleRoIAlign, AlignedRoIAlign)
     predictor = model.roi_heads.box_predictor
     if not all(isinstance(getattr(predictor, name, None), nn.Linear) for name in ("cls_score", "bbox_pred")):
@@ -182,11 +239,11 @@ def _check_parts(model: MaskRCNN) -> None:
             f"model.roi_heads.box_predictor is a {type(predictor).__name__} without linear layers cls_score and "
             "bbox_pred; supported: torchvision's FastRCNNPredictor"
         )
+    return heads
 
 
 def _check_part(part: object, name: str, *supported: type) -> None:
-    # a subclass may compute something else, unless it is a whole model: those override constructors only
-    if type(part) in supported or (supported == (MaskRCNN,) and isinstance(part, MaskRCNN)):
+    if type(part) in supported:  # a subclass may compute something else
         return
     known = " or ".join(each.__name__ for each in supported)
     raise ExportError(f"{name} is a {type(part).__name__}, which cannot be exported; supported: {known}")
@@ -211,12 +268,12 @@ def _strides(shapes: Mapping[str, tuple[int, ...]], input_hw: tuple[int, int]) -
     return strides
 
 
-def _pooled_levels(pool: MultiScaleRoIAlign, shapes: Mapping[str, tuple[int, ...]], name: str) -> list[str]:
+def _pooled_levels(pool: MultiScaleRoIAlign, backbone: Mapping[str, int], name: str) -> list[str]:
     """Names of the feature maps that a pool takes. Source: torchvision ops/poolers.py `_filter_input`."""
-    levels = [level for level in shapes if level in pool.featmap_names]
+    levels = [level for level in backbone if level in pool.featmap_names]
     if not levels:
         raise ExportError(
-            f"{name} takes the feature maps {list(pool.featmap_names)}, but the backbone gives {list(shapes)}"
+            f"{name} takes the feature maps {list(pool.featmap_names)}, but the backbone gives {list(backbone)}"
         )
     return levels
 

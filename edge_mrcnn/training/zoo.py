@@ -1,4 +1,4 @@
-"""The model zoo: every network of the project by name. Each is a plain torchvision `MaskRCNN`.
+"""The model zoo: every network of the project by name. Each is a plain torchvision `MaskRCNN` or `KeypointRCNN`.
 
 Norm layers follow torchvision's constructors, so that state dicts load: frozen batch norm where a network starts from
 weights trained with it, batch norm where it is trained from scratch.
@@ -15,21 +15,27 @@ from typing import Any
 from urllib.error import URLError
 
 from torch import Tensor, nn
-from torchvision.models import WeightsEnum
+from torchvision.models import WeightsEnum, get_model
 from torchvision.models.detection import (
+    KeypointRCNN_ResNet50_FPN_Weights,
     MaskRCNN,
     MaskRCNN_ResNet50_FPN_V2_Weights,
     MaskRCNN_ResNet50_FPN_Weights,
+    keypointrcnn_resnet50_fpn,
     maskrcnn_resnet50_fpn,
     maskrcnn_resnet50_fpn_v2,
 )
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from edge_mrcnn.errors import EdgeMrcnnError
+from edge_mrcnn.training.c4 import maskrcnn_c4
 from edge_mrcnn.training.checkpoint import CLASS_KEY, Checkpoint, load_checkpoint, load_state
 from edge_mrcnn.training.edge_model import DEFAULT_SIZE as EDGE_SIZE
-from edge_mrcnn.training.edge_model import maskrcnn_edge
+from edge_mrcnn.training.edge_model import keypointrcnn_edge, maskrcnn_edge
+from edge_mrcnn.training.keypoint_labels import KeypointNames
+from edge_mrcnn.training.keypoints import COCO_PERSON, TABLETOP_KEYPOINTS
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +45,15 @@ COCO_CLASSES = 91
 TABLETOP_CLASSES = 11
 """The tabletop's ten classes and the background; a test holds it against the generator."""
 
+PERSON_CLASSES = 2
+"""The background and a person."""
+
 MIN_CLASSES = 2
 """The background and one class."""
 
-Builder = Callable[[int, bool], MaskRCNN]
-"""`(num_classes, frozen)` to an untrained model; `frozen` asks for frozen batch norm."""
+Builder = Callable[..., GeneralizedRCNN]
+"""`(num_classes, frozen)` to an untrained model, with keypoints `(num_classes, frozen, num_keypoints)`; `frozen` asks
+for frozen batch norm."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,9 @@ class ModelEntry:
         builder: Makes the untrained model.
         default_classes: Number of classes when none is asked for, the background included.
         weights: torchvision's pretrained weights, or None where there are none.
+        class_names: Name of each of the default classes, the background first, where the network is for just those.
+        keypoints: Of a network with keypoints those that it has when none are asked for, with the labels of the default
+            classes; None where it has none.
     """
 
     name: str
@@ -65,6 +78,8 @@ class ModelEntry:
     builder: Builder
     default_classes: int = COCO_CLASSES
     weights: type[WeightsEnum] | None = None
+    class_names: tuple[str, ...] | None = None
+    keypoints: KeypointNames | None = None
 
 
 def build_model(
@@ -72,8 +87,9 @@ def build_model(
     num_classes: int | None = None,
     weights: str | Path | None = None,
     *,
+    num_keypoints: int | None = None,
     replace_class_layers: bool = False,
-) -> MaskRCNN:
+) -> GeneralizedRCNN:
     """Build a network of the zoo, in evaluation mode, and load its weights.
 
     Args:
@@ -82,27 +98,44 @@ def build_model(
             `edge-mrcnn train` records, and the entry's default otherwise.
         weights: A checkpoint file, a name of torchvision's weights such as `COCO_V1` or `DEFAULT` (fetched from the
             network unless cached), or None for random weights.
-        replace_class_layers: Where the weights are of another number of classes, leave the layers that depend on it
-            untrained instead of raising: to fine-tune.
+        num_keypoints: Number of keypoints. None takes the weights', and the entry's default otherwise.
+        replace_class_layers: Where the weights are of another number of classes or keypoints, leave the layers that
+            depend on it untrained instead of raising, and where they have no keypoints that whole head: to fine-tune.
 
     Raises:
-        ValueError: The name is not in the zoo, or `num_classes` is less than 2.
+        ValueError: The name is not in the zoo, `num_classes` is less than 2, or `num_keypoints` less than 1 or asked of
+            a network without keypoints.
         EdgeMrcnnError: The weights cannot be read, fetched or loaded into this network.
     """
     entry = find_entry(name)
     if num_classes is not None and num_classes < MIN_CLASSES:
         raise ValueError(f"num_classes is {num_classes}: it counts the background, so at least 2 are needed")
+    if num_keypoints is not None and (entry.keypoints is None or num_keypoints < 1):
+        have = "it has no keypoints" if entry.keypoints is None else "at least 1 is needed"
+        raise ValueError(f"num_keypoints is {num_keypoints} for {name}: {have}")
     if weights is None:
-        return entry.builder(num_classes or entry.default_classes, False).eval()
+        return _build(entry, num_classes or entry.default_classes, num_keypoints).eval()
     checkpoint = load_checkpoint(weights) if _is_file(weights, entry) else _fetch(entry, str(weights))
     classes = num_classes or checkpoint.num_classes or entry.default_classes
-    model = entry.builder(classes, uses_frozen_norm(checkpoint.state_dict))
+    keypoints = num_keypoints or checkpoint.num_keypoints
+    model = _build(entry, classes, keypoints, frozen=uses_frozen_norm(checkpoint.state_dict))
     found = checkpoint.state_dict.get(CLASS_KEY)
-    other_classes = found is not None and found.shape[0] != classes
-    load_state(model, checkpoint, keep_class_layers=not (replace_class_layers and other_classes))
+    load_state(
+        model,
+        checkpoint,
+        keep_class_layers=not replace_class_layers or found is None or found.shape[0] == classes,
+        keep_keypoint_layers=not replace_class_layers or checkpoint.num_keypoints in (None, keypoints),
+        same_heads=not replace_class_layers,
+    )
     if checkpoint.zero_norm_eps:
         _set_norm_eps(model, 0.0)
     return model.eval()
+
+
+def _build(entry: ModelEntry, num_classes: int, num_keypoints: int | None, *, frozen: bool = False) -> GeneralizedRCNN:
+    if entry.keypoints is None:
+        return entry.builder(num_classes, frozen)
+    return entry.builder(num_classes, frozen, num_keypoints or len(entry.keypoints.names))
 
 
 def find_entry(name: str) -> ModelEntry:
@@ -147,12 +180,34 @@ def _resnet(backbone_name: str) -> Builder:
     return build
 
 
+def _c4(trunk_name: str) -> Builder:
+    """Builder of a model whose regions each go through the last stage of one of torchvision's ResNets."""
+
+    def build(num_classes: int, frozen: bool) -> MaskRCNN:
+        norm: Callable[..., nn.Module] = FrozenBatchNorm2d if frozen else nn.BatchNorm2d
+        return maskrcnn_c4(get_model(trunk_name, weights=None, norm_layer=norm), num_classes)
+
+    return build
+
+
 def _edge(num_classes: int, frozen: bool) -> MaskRCNN:
     model = maskrcnn_edge(num_classes)
     return _freeze_norms(model) if frozen else model
 
 
-def _freeze_norms(model: MaskRCNN) -> MaskRCNN:
+def _keypoint_resnet50(num_classes: int, frozen: bool, num_keypoints: int) -> GeneralizedRCNN:
+    model = keypointrcnn_resnet50_fpn(
+        weights=None, weights_backbone=None, num_classes=num_classes, num_keypoints=num_keypoints
+    )
+    return _freeze_norms(model) if frozen else model
+
+
+def _keypoint_edge(num_classes: int, frozen: bool, num_keypoints: int) -> GeneralizedRCNN:
+    model = keypointrcnn_edge(num_classes, num_keypoints)
+    return _freeze_norms(model) if frozen else model
+
+
+def _freeze_norms(model: GeneralizedRCNN) -> GeneralizedRCNN:
     """Replace the backbone's batch norms by frozen ones of the same size, as torchvision does with its weights."""
     for parent in list(model.backbone.body.modules()):
         for key, child in list(parent.named_children()):
@@ -230,11 +285,41 @@ MODELS: dict[str, ModelEntry] = {
             _resnet("resnext101_32x8d"),
         ),
         ModelEntry(
+            "maskrcnn_resnet50_c4",
+            "Mask R-CNN, ResNet-50-C4: one map of stride 16, the fifth stage as head, 36 M parameters",
+            (800, 1088),
+            _c4("resnet50"),
+        ),
+        ModelEntry(
+            "maskrcnn_resnet101_c4",
+            "Mask R-CNN, ResNet-101-C4: one map of stride 16, the fifth stage as head, 55 M parameters",
+            (800, 1088),
+            _c4("resnet101"),
+        ),
+        ModelEntry(
             "maskrcnn_edge",
             "compact Mask R-CNN for small devices, mobile backbone with FPN, 2 M parameters",
             EDGE_SIZE,
             _edge,
             default_classes=TABLETOP_CLASSES,
+        ),
+        ModelEntry(
+            "keypointrcnn_resnet50_fpn",
+            "torchvision's Keypoint R-CNN of people, ResNet-50-FPN, 17 keypoints, 59 M parameters",
+            (800, 1088),
+            _keypoint_resnet50,
+            default_classes=PERSON_CLASSES,
+            weights=KeypointRCNN_ResNet50_FPN_Weights,
+            class_names=("__background__", "person"),
+            keypoints=COCO_PERSON,
+        ),
+        ModelEntry(
+            "keypointrcnn_edge",
+            "maskrcnn_edge with keypoints beside the masks, 2 M parameters",
+            EDGE_SIZE,
+            _keypoint_edge,
+            default_classes=TABLETOP_CLASSES,
+            keypoints=TABLETOP_KEYPOINTS,
         ),
     )
 }

@@ -17,8 +17,9 @@ pytest.importorskip("torch", reason="torch is not installed")
 
 import torch
 from torch import nn
-from torchvision.models.detection import FasterRCNN, MaskRCNN
+from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.misc import FrozenBatchNorm2d
 
@@ -219,6 +220,13 @@ def one_level_model(**changes: Any) -> MaskRCNN:
     return MaskRCNN(OneLevel(), 3, **{**settings, **changes}).eval()
 
 
+def boxes_and_masks(model: MaskRCNN, images: Any, image_hw: Any) -> list[dict[str, torch.Tensor]]:
+    """What torchvision itself finds with a model of one level."""
+    for pool in (model.roi_heads.box_roi_pool, model.roi_heads.mask_roi_pool):
+        pool.scales, pool.map_levels = [1 / 16], object()
+    return Reference(model, images, image_hw).detect()
+
+
 def test_a_backbone_without_a_pyramid_and_with_frozen_norms() -> None:
     model = one_level_model()
     proto, spec = trace_model(model, "one_level", CANVAS, NAMES)
@@ -226,15 +234,37 @@ def test_a_backbone_without_a_pyramid_and_with_frozen_norms() -> None:
     assert any(isinstance(module, FrozenBatchNorm2d) for module in model.modules()), "the model was changed"
     assert spec.ops["rpn_proposals"]["strides"] == [16]
     images, image_hw = letterboxed(CANVAS, [CANVAS], seed=2)
-    for pool in (model.roi_heads.box_roi_pool, model.roi_heads.mask_roi_pool):
-        pool.scales, pool.map_levels = [1 / 16], object()
-    (want,) = Reference(model, images, image_hw).detect()
+    (want,) = boxes_and_masks(model, images, image_hw)
     found = open_session(proto.SerializeToString()).run(None, {"images": images, "image_hw": image_hw})
     count = len(want["scores"])
     assert found[0].tolist() == [count]
     assert count > 0
     np.testing.assert_allclose(found[1][0], want["boxes"].numpy(), atol=1e-2)
     np.testing.assert_allclose(found[4][0], want["masks"][:, 0].numpy(), atol=1e-4)
+
+
+def test_a_network_without_masks_gives_boxes() -> None:
+    whole = one_level_model()
+    heads = whole.roi_heads
+    faster = FasterRCNN(
+        OneLevel(),
+        3,
+        rpn_anchor_generator=whole.rpn.anchor_generator,
+        box_roi_pool=heads.box_roi_pool,
+        rpn_post_nms_top_n_test=30,
+        box_detections_per_img=10,
+        box_score_thresh=0.3,
+    ).eval()
+    faster.load_state_dict({k: v for k, v in whole.state_dict().items() if not k.startswith("roi_heads.mask_")})
+    proto, spec = trace_model(faster, "boxes", CANVAS, NAMES)
+    assert set(spec.ops) == ROLES - {"mask_roi_align"}
+    assert (spec.mask_size, spec.keypoint_size, spec.keypoint_names) == (0, 0, ())
+    images, image_hw = letterboxed(CANVAS, [CANVAS], seed=2)
+    found = open_session(proto.SerializeToString()).run(None, {"images": images, "image_hw": image_hw})
+    (want,) = boxes_and_masks(whole, images, image_hw)
+    assert [output.shape[0] for output in found] == [1] * 4
+    assert found[0].tolist() == [len(want["scores"])]
+    np.testing.assert_allclose(found[1][0], want["boxes"].numpy(), atol=1e-2)
 
 
 def test_the_same_weights_give_the_same_bytes(
@@ -340,20 +370,31 @@ class OwnPool(MultiScaleRoIAlign):
     pass
 
 
+class OwnModel(MaskRCNN):
+    def forward(self, images: list[torch.Tensor], targets: Any = None) -> Any:
+        return images
+
+
 def test_unsupported_parts_are_named() -> None:
     anchors = OwnAnchors(((16, 32),), ((0.5, 1.0, 2.0),))
     with pytest.raises(ExportError, match=r"model\.rpn\.anchor_generator is a OwnAnchors.*supported: AnchorGenerator"):
         Exportable(one_level_model(rpn_anchor_generator=anchors), CANVAS)
     with pytest.raises(ExportError, match=r"model\.roi_heads\.mask_roi_pool is a OwnPool"):
         Exportable(one_level_model(mask_roi_pool=OwnPool(["0"], 14, 2)), CANVAS)
-    faster = FasterRCNN(
-        OneLevel(),
-        3,
-        rpn_anchor_generator=AnchorGenerator(((16,),), ((1.0,),)),
-        box_roi_pool=MultiScaleRoIAlign(["0"], 7, 2),
-    )
-    with pytest.raises(ExportError, match="model is a FasterRCNN"):
-        Exportable(faster, CANVAS)
+    own = one_level_model()
+    own.__class__ = OwnModel
+    with pytest.raises(ExportError, match=r"model is a OwnModel.*supported: torchvision's MaskRCNN, KeypointRCNN"):
+        Exportable(own, CANVAS)
+    retina = RetinaNet(OneLevel(), 3, anchor_generator=AnchorGenerator(((16,),), ((1.0,),)))
+    with pytest.raises(ExportError, match="model is a RetinaNet, which cannot be exported"):
+        Exportable(retina, CANVAS)
+
+
+def test_masks_for_all_classes_in_one_are_refused() -> None:
+    model = one_level_model()
+    model.roi_heads.mask_predictor = MaskRCNNPredictor(256, 8, 1)
+    with pytest.raises(ExportError, match="gives 1 masks for 3 classes"):
+        Exportable(model, CANVAS)
 
 
 @pytest.mark.parametrize(
