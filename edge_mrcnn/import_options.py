@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from edge_mrcnn.spec import check_canvas, parse_size
 
@@ -25,6 +26,18 @@ class ImportOptions:
 
     proposals: int | None = None
     """Upper limit of proposals per picture: fewer are faster."""
+
+    mean: tuple[float, float, float] | None = None
+    """Of a checkpoint: its pixels' mean on a scale of 0 to 255, in the order of its channels, as its config says it."""
+
+    std: tuple[float, float, float] | None = None
+    """Of a checkpoint: its pixels' standard deviation, likewise."""
+
+    channels: Literal["bgr", "rgb"] | None = None
+    """Of a checkpoint: order of the channels that it was trained with."""
+
+    strides: Literal["caffe", "pytorch"] | None = None
+    """Of a checkpoint: whether its ResNet's strides are in 1x1 (caffe) or 3x3 convolutions (pytorch)."""
 
     def __post_init__(self) -> None:
         """Check the numbers.
