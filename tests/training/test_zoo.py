@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
-from torchvision.models import detection  # noqa: E402
+from torchvision.models import detection, resnet50  # noqa: E402
 from torchvision.models.detection.anchor_utils import AnchorGenerator  # noqa: E402
 from torchvision.models.detection.backbone_utils import BackboneWithFPN, resnet_fpn_backbone  # noqa: E402
 from torchvision.models.detection.roi_heads import RoIHeads  # noqa: E402
@@ -18,6 +18,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d  # noqa: E402
 
 from edge_mrcnn.errors import EdgeMrcnnError  # noqa: E402
 from edge_mrcnn.training import tabletop, zoo  # noqa: E402
+from edge_mrcnn.training.c4 import C4Backbone, maskrcnn_c4  # noqa: E402
 from edge_mrcnn.training.checkpoint import save_checkpoint  # noqa: E402
 from edge_mrcnn.training.zoo import MODELS, build_model  # noqa: E402
 
@@ -28,6 +29,8 @@ NAMES = (
     "maskrcnn_resnet50_fpn_v2",
     "maskrcnn_resnet101_fpn",
     "maskrcnn_resnext101_fpn",
+    "maskrcnn_resnet50_c4",
+    "maskrcnn_resnet101_c4",
     "maskrcnn_edge",
 )
 
@@ -47,7 +50,7 @@ def test_every_model_is_made_of_torchvisions_components(name):
     model = build_model(name, 5)
     assert type(model) is detection.MaskRCNN
     assert not model.training
-    assert isinstance(model.backbone, BackboneWithFPN)
+    assert isinstance(model.backbone, C4Backbone if name.endswith("_c4") else BackboneWithFPN)
     assert type(model.rpn) is RegionProposalNetwork
     assert isinstance(model.rpn.head, RPNHead)
     assert type(model.rpn.anchor_generator) is AnchorGenerator
@@ -57,6 +60,15 @@ def test_every_model_is_made_of_torchvisions_components(name):
     assert model.roi_heads.box_predictor.cls_score.out_features == 5
     assert model.roi_heads.mask_predictor.mask_fcn_logits.out_channels == 5
     assert norms(model) == {nn.BatchNorm2d}
+
+
+def test_frozen_norms_of_a_checkpoint_reach_the_head_of_a_c4(tmp_path):
+    frozen = maskrcnn_c4(resnet50(weights=None, norm_layer=FrozenBatchNorm2d), 5)
+    save_checkpoint(tmp_path / "a.pt", frozen)
+    model = build_model("maskrcnn_resnet50_c4", 5, tmp_path / "a.pt")
+    kinds = {type(module) for module in model.modules() if "BatchNorm" in type(module).__name__}
+    assert kinds == {FrozenBatchNorm2d}
+    assert all(torch.equal(value, frozen.state_dict()[key]) for key, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize(
