@@ -23,13 +23,11 @@ from tests.training.foreign.restated_steps import (
     detectron2_names,
     mmdetection_names,
 )
-from tests.training.random_models import picture
 
 Shapes = dict[str, tuple[int, ...]]
 Run = Callable[[Weights, Picture, tuple[int, int], Settings], Found]
 
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
-CALIBRATION_HW = (128, 160)
 
 SPREADS = {
     "objectness_logits": 2.0,
@@ -183,7 +181,7 @@ class Calibrating(Weights):
 
 
 def seeded_state(
-    shapes: Shapes, run: Run, settings: Settings, *, seed: int = 0, share: float = 0.15
+    shapes: Shapes, run: Run, settings: Settings, picture: Picture, *, seed: int = 0, share: float = 0.4
 ) -> dict[str, Tensor]:
     """Values for a state dict.
 
@@ -191,6 +189,7 @@ def seeded_state(
         shapes: Names and shapes.
         run: The function of `restated` that reads such names.
         settings: Of that function; limits of proposals and detections are lowered here.
+        picture: `(h, w, 3)` uint8, the one to be run or of its kind: on it the norms and output layers are fitted.
         seed: Same seed, same values.
         share: Scores above the usual threshold a proposal, before suppression.
     """
@@ -198,10 +197,16 @@ def seeded_state(
     state = {name: _value(name, shape, generator) for name, shape in shapes.items()}
     few = dataclasses.replace(settings, post_nms=60, detections=10, score_threshold=0.0)
     weights = Calibrating(state)
-    run(weights, picture(*CALIBRATION_HW, seed=seed + 1000), CALIBRATION_HW, few)
+    run(weights, picture, canvas_of(picture), few)
     (bias,) = (name for name in state if name.endswith(("cls_score.bias", "fc_cls.bias")))
     state[bias][-1] += weights.background(share)
     return state
+
+
+def canvas_of(picture: Picture) -> tuple[int, int]:
+    """The smallest canvas for a picture: sides are multiples of 32."""
+    height, width = (-(-side // 32) * 32 for side in picture.shape[:2])
+    return height, width
 
 
 def _value(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

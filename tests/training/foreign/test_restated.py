@@ -14,7 +14,6 @@ from tests.training.random_models import picture  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
-CANVAS = (128, 160)
 FEW = {"post_nms": 80, "detections": 40}
 
 
@@ -75,8 +74,9 @@ def test_boxes_of_112_224_and_448_pixels_begin_a_level(levels: Callable[[torch.T
     ids=["detectron2_fpn", "detectron2_c4", "mmdetection"],
 )
 def test_every_tensor_is_read_and_things_are_found(run: states.Run, shapes: states.Shapes, settings: Settings) -> None:
-    weights = Weights(states.seeded_state(shapes, run, settings))
-    found = run(weights, picture(100, 160, seed=1), CANVAS, settings)
+    image = picture(100, 160, seed=1)
+    weights = Weights(states.seeded_state(shapes, run, settings, image))
+    found = run(weights, image, states.canvas_of(image), settings)
     assert not list(states.unread(weights))
     assert 10 <= len(found.scores) < settings.detections
     assert 0.1 < float(found.scores.max()) < 0.99
