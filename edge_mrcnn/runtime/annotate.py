@@ -10,11 +10,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from edge_mrcnn.detections import Detections
+from edge_mrcnn.detections import KEYPOINT_SCORE, Detections
 from edge_mrcnn.frame import Frame
 from edge_mrcnn.runtime.labels import Label, draw_labels
 from edge_mrcnn.runtime.palette import Color, color_of, mix
 from edge_mrcnn.runtime.paste import iter_masks
+from edge_mrcnn.runtime.skeletons import draw_keypoints
 
 Picture = npt.NDArray[np.uint8]
 """`(H, W, 3)` uint8, RGB."""
@@ -62,14 +63,25 @@ class AnnotateOptions:
     scale: float = 1.0
     """Times the line width and the text size that suit the picture's size."""
 
+    keypoints: bool = True
+    """Draw keypoints as dots, and the lines of the skeleton between them."""
+
+    keypoint_threshold: float = KEYPOINT_SCORE
+    """Keypoints with a lower score are not drawn."""
+
+    skeleton: tuple[tuple[int, int], ...] = ()
+    """Pairs of keypoints to draw a line between, such as `ModelSpec.skeleton`."""
+
     def __post_init__(self) -> None:
         """Check the ranges.
 
         Raises:
-            ValueError: `opacity` is not from 0 to 1, `scale` is not positive or `color_by` is unknown.
+            ValueError: `opacity` or `keypoint_threshold` is not from 0 to 1, `scale` is not positive or `color_by` is
+                unknown.
         """
-        if not 0 <= self.opacity <= 1:
-            raise ValueError(f"AnnotateOptions.opacity must be from 0 to 1, got {self.opacity}")
+        for name in ("opacity", "keypoint_threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"AnnotateOptions.{name} must be from 0 to 1, got {getattr(self, name)}")
         if self.scale <= 0:
             raise ValueError(f"AnnotateOptions.scale must be positive, got {self.scale}")
         if self.color_by not in ("class", "instance", "track"):
@@ -99,7 +111,7 @@ def annotate(
         `(H, W, 3)` uint8 RGB; the frame itself stays as it was.
 
     Raises:
-        ValueError: The detections belong to a picture of another size.
+        ValueError: The detections belong to a picture of another size, or have no such keypoints as the skeleton's.
 
     Example:
         >>> picture = annotate(np.zeros((48, 64, 3), np.uint8), Detections.empty((48, 64)), ("background", "mug"))
@@ -120,8 +132,8 @@ def annotate(
     for row in reversed(range(len(detections))):
         if options.boxes or (options.boxes is None and row not in masked):
             _draw_box(canvas, detections.xyxy[row], colors[row], line)
-    if detections.keypoints is not None:
-        _draw_keypoints(canvas, detections.keypoints, colors, line)
+    if options.keypoints and detections.keypoints is not None:
+        draw_keypoints(canvas, detections.keypoints, colors, options.skeleton, options.keypoint_threshold, line)
     if options.labels:
         texts = _write_texts(detections, class_names, options.scores)
         boxes = [_finite_box(box) for box in detections.xyxy]
@@ -131,11 +143,15 @@ def annotate(
 
 
 def annotated_picture(
-    frame: Frame, detections: Detections, annotated: AnnotatedPicture, class_names: Sequence[str] = ()
+    frame: Frame,
+    detections: Detections,
+    annotated: AnnotatedPicture,
+    class_names: Sequence[str] = (),
+    options: AnnotateOptions = _DEFAULTS,
 ) -> Picture:
     """The annotated picture of a frame: the one given, what the function given draws, or else one drawn here."""
     if annotated is None:
-        return annotate(frame, detections, class_names)
+        return annotate(frame, detections, class_names, options)
     return annotated() if callable(annotated) else annotated
 
 
@@ -244,14 +260,6 @@ def _draw_box(canvas: Picture, box: npt.NDArray[np.float32], color: Color, line:
     corners = ((x0, y0), (x1, y1))
     cv2.rectangle(canvas, *corners, mix(color, _BLACK, 0.55), max(1, round(line)) + 2, cv2.LINE_AA, _FRACTION_BITS)
     cv2.rectangle(canvas, *corners, color, max(1, round(line)), cv2.LINE_AA, _FRACTION_BITS)
-
-
-def _draw_keypoints(canvas: Picture, keypoints: npt.NDArray[np.float32], colors: Sequence[Color], line: float) -> None:
-    for points, color in zip(keypoints, colors, strict=True):
-        for x, y, visible in np.nan_to_num(points):
-            if visible > 0:
-                center = (round(float(x) * 16), round(float(y) * 16))
-                cv2.circle(canvas, center, round(1.6 * line * 16), mix(color, _WHITE, 0.4), -1, cv2.LINE_AA, 4)
 
 
 def _finite_box(box: npt.NDArray[np.float32]) -> tuple[float, float, float, float]:

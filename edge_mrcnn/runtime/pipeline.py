@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import get_args
 
-from edge_mrcnn.detections import Detections
+from edge_mrcnn.detections import KEYPOINT_SCORE, Detections
 from edge_mrcnn.frame import Frame
 from edge_mrcnn.runtime.annotate import AnnotateOptions, Picture, annotate
 from edge_mrcnn.runtime.detector import Detector
@@ -28,6 +28,7 @@ from edge_mrcnn.runtime.sinks import Sink, open_sink
 from edge_mrcnn.runtime.sources import Source, open_source
 from edge_mrcnn.runtime.tracker import WEAK_SCORE
 from edge_mrcnn.runtime.uri import camera_name, redact
+from edge_mrcnn.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,9 @@ class RunOptions:
     rle: bool = False
     """Write masks into JSON lines, as COCO RLE."""
 
+    keypoint_threshold: float = KEYPOINT_SCORE
+    """Keypoints with a lower score are neither drawn nor sent."""
+
     fps: float | None = None
     """Constant rate of videos written, in frames per second; the frames' own pace when not given."""
 
@@ -79,7 +83,7 @@ class RunOptions:
         Raises:
             ValueError: A field is out of range; the message names it.
         """
-        for name in ("threshold", "mask_threshold"):
+        for name in ("threshold", "mask_threshold", "keypoint_threshold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"RunOptions.{name} must be from 0 to 1, got {getattr(self, name)}")
         for name, least in (("max_frames", 1), ("batch", 1), ("threads", 0)):
@@ -211,7 +215,7 @@ def run_pipeline(
         wake = threading.Event()
         caught = stack.enter_context(catch_signals())  # before the sinks: they are closed in peace
         for sink in sinks:
-            stack.enter_context(_outlet(sink, monitor, wake, options))
+            stack.enter_context(_outlet(sink, detector.spec, monitor, wake, options))
         tracked = frozenset(name for source, name in zip(opened, names, strict=True) if _is_tracked(source, options))
         supervisor = _assemble(detector, Batcher(opened, names), monitor, tracked, wake, options)
         begin = time.perf_counter()
@@ -251,7 +255,12 @@ def _assemble(
     options: RunOptions,
 ) -> Supervisor:
     """Connect the parts of a run."""
-    look = AnnotateOptions(masks=options.masks, mask_threshold=options.mask_threshold)
+    look = AnnotateOptions(
+        masks=options.masks,
+        mask_threshold=options.mask_threshold,
+        keypoint_threshold=options.keypoint_threshold,
+        skeleton=detector.spec.skeleton,
+    )
 
     def draw(frame: Frame, detections: Detections) -> Picture:
         return annotate(frame, detections, detector.class_names, look)
@@ -279,16 +288,21 @@ def _refuse_repeated(sinks: Sequence[Sink | str | Path]) -> None:
         raise ValueError(f"each sink once, please: {', '.join(sorted(repeated))} was given twice")
 
 
-def _outlet(sink: Sink | str | Path, monitor: Monitor, wake: threading.Event, options: RunOptions) -> Outlet:
+def _outlet(
+    sink: Sink | str | Path, spec: ModelSpec, monitor: Monitor, wake: threading.Event, options: RunOptions
+) -> Outlet:
     own = isinstance(sink, (str, Path))
     if isinstance(sink, (str, Path)):
         sink = open_sink(
             sink,
-            class_names=monitor.class_names,
+            class_names=spec.class_names,
             fps=options.fps,
             rle=options.rle,
             mask_threshold=options.mask_threshold,
             status=monitor.status,
+            keypoint_names=spec.keypoint_names,
+            skeleton=spec.skeleton,
+            keypoint_threshold=options.keypoint_threshold,
         )
     outlet = Outlet(sink, own, monitor.settle, wake)
     monitor.outlets.append(outlet)

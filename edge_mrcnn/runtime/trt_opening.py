@@ -9,7 +9,7 @@ from edge_mrcnn.errors import EngineError
 from edge_mrcnn.gpu import cuda, tensorrt_api
 from edge_mrcnn.gpu.execution import Engine
 from edge_mrcnn.gpu.runtime_cache import RuntimeCacheFile
-from edge_mrcnn.runtime.trt_slot import IMAGE_HW, IMAGES
+from edge_mrcnn.runtime.trt_slot import IMAGE_HW, IMAGES, PASTED
 from edge_mrcnn.sidecar import EngineSidecar, hash_file
 
 
@@ -44,6 +44,20 @@ def check_inputs(path: Path, engine: Engine) -> None:
         raise EngineError(
             f"{path} is no engine of ours: its inputs are {found}, not images (uint8) and image_hw (float32); build "
             "one with: edge-mrcnn build model.onnx"
+        )
+
+
+def check_maps(path: Path, engine: Engine) -> None:
+    """Check that an engine gives what instance maps are made of.
+
+    Raises:
+        ValueError: It does not.
+    """
+    missing = [name for name in PASTED if name not in {item.name for item in engine.outputs}]
+    if missing:
+        raise ValueError(
+            f"paste asks for instance maps, but {path} has no output {', '.join(missing)}: a network without masks "
+            "gives none; open it without: TrtRunner(path)"
         )
 
 

@@ -29,6 +29,7 @@ from edge_mrcnn.runtime.trt_opening import (
     backend_name,
     cache_file,
     check_inputs,
+    check_maps,
     describe_gpu,
     open_gpu,
     read_engine,
@@ -100,7 +101,7 @@ class TrtRunner:
             EngineError: The engine or its sidecar is missing, it was built for another TensorRT, GPU or version of
                 this package, what it needs is not installed, or the GPU is out of memory.
             PluginError: The plugins cannot be registered.
-            ValueError: `slots` is not positive, or `paste` is no score.
+            ValueError: `slots` is not positive, `paste` is no score, or the network gives no masks to paste.
         """
         if slots < 1:
             raise ValueError(f"slots must be at least 1, got {slots}")
@@ -140,6 +141,8 @@ class TrtRunner:
         self._closing.callback(self._engine.close)
         self._closing.callback(self._engine.save_cache)
         check_inputs(self.path, self._engine)
+        if self._paste is not None:
+            check_maps(self.path, self._engine)
         self._switch = GraphSwitch(self._engine.graphs)
         self._idle.append(self._make_slot())
 

@@ -105,8 +105,11 @@ class FakeGpu:
             "boxes": (rows, 4),
             "scores": (rows,),
             "labels": (rows,),
-            "masks": (rows, spec.mask_size, spec.mask_size),
         }
+        if spec.mask_size:
+            outputs["masks"] = (rows, spec.mask_size, spec.mask_size)
+        if spec.keypoint_names:
+            outputs["keypoint_logits"] = (rows, len(spec.keypoint_names), spec.keypoint_size, spec.keypoint_size)
         path = folder / f"model.{self.flavour}.fp16.engine"
         path.write_bytes(serialise_engine(onnx, outputs, batch))
         full = self.flavour == "tensorrt"

@@ -7,13 +7,19 @@ import pytest
 
 from edge_mrcnn.runtime.runners import OrtRunner
 from tests.gpu.fake_gpu import FakeGpu
-from tests.runtime.tiny_detector import save_detector
+from tests.runtime.tiny_detector import KEYPOINT_SPEC, save_detector
 
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny detector as an ONNX file."""
     return save_detector(tmp_path_factory.mktemp("model") / "model.onnx")
+
+
+@pytest.fixture(scope="session")
+def keypoint_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny detector of boxes and keypoints, without masks, as an ONNX file."""
+    return save_detector(tmp_path_factory.mktemp("keypoints") / "keypoints.onnx", KEYPOINT_SPEC)
 
 
 @pytest.fixture(scope="session")

@@ -122,7 +122,62 @@ def test_wrong_size() -> None:
         annotate(np.zeros((10, 10, 3), np.uint8), detections([(0, 0, 5, 5)]))
 
 
-@pytest.mark.parametrize("options", [{"opacity": 1.5}, {"scale": 0}, {"color_by": "mood"}])
+def drawn_at(picture: np.ndarray, x: float, y: float) -> bool:
+    return bool((picture[int(y), int(x)] != GREY[0, 0]).any())
+
+
+def test_keypoints_are_dots_with_a_dark_edge_and_lines_between() -> None:
+    points = np.array([[[60.5, 60.5, 0.9], [120.5, 60.5, 0.8], [120.5, 120.5, 0.04], [60.5, 140.5, 0]]])
+    found = detections([(50, 50, 150, 150)], mask=None, keypoints=points)
+    look = AnnotateOptions(labels=False, boxes=False, skeleton=((0, 1), (1, 2), (0, 3)))
+    picture = annotate(GREY, found, NAMES, look)
+    np.testing.assert_allclose(picture[60, 60], mix(color_of(1), (255, 255, 255), 0.45), atol=2)
+    np.testing.assert_allclose(picture[60, 90], color_of(1), atol=25)  # the line, in the colour of the class
+    column = picture[50:71, 90].astype(int).sum(axis=1)
+    assert column.min() < 200  # its edge is darker than the picture
+    assert not any(drawn_at(picture, x, y) for x, y in ((120, 90), (120, 120), (60, 100), (60, 140)))
+    everything = annotate(GREY, found, NAMES, AnnotateOptions(labels=False, boxes=False, keypoint_threshold=0))
+    assert drawn_at(everything, 120, 120)
+    assert not drawn_at(everything, 60, 140)  # 0: its class has no such keypoint
+    assert not drawn_at(everything, 90, 60)
+    none = annotate(GREY, found, NAMES, AnnotateOptions(labels=False, boxes=False, keypoints=False))
+    np.testing.assert_array_equal(none, GREY)
+
+
+def test_small_things_are_drawn_finer() -> None:
+    ring = np.stack([np.cos(np.arange(6)), np.sin(np.arange(6)), np.ones(6)], axis=1)
+
+    def ink(radius: float) -> int:
+        points = ring * (radius, radius, 1) + (160, 120, 0)
+        found = detections([(50, 50, 150, 150)], mask=None, keypoints=points[None])
+        return int((annotate(GREY, found, NAMES, AnnotateOptions(labels=False, boxes=False)) != GREY).any(axis=2).sum())
+
+    assert ink(11) < 0.6 * ink(60)
+
+
+def test_the_keypoints_of_the_best_are_on_top() -> None:
+    points = np.tile([[100.5, 100.5, 1.0]], (2, 1, 1))
+    found = detections([(50, 50, 150, 150)] * 2, mask=None, keypoints=points)
+    picture = annotate(GREY, found, NAMES, AnnotateOptions(labels=False, boxes=False))
+    np.testing.assert_allclose(picture[100, 100], mix(color_of(1), (255, 255, 255), 0.45), atol=2)
+
+
+@pytest.mark.parametrize("points", [[[1e30, -1e30, 1]], [[np.inf, np.nan, 1]], [[-50, -50, 1]]])
+def test_keypoints_outside_and_damaged(points: list) -> None:
+    found = detections([(50, 50, 150, 150)], mask=None, keypoints=np.array([[*points, [20, 20, 1]]]))
+    look = AnnotateOptions(labels=False, boxes=False, skeleton=((0, 1),))
+    assert annotate(GREY, found, NAMES, look).shape == GREY.shape
+
+
+def test_a_skeleton_of_other_keypoints() -> None:
+    found = detections([(50, 50, 150, 150)], keypoints=np.ones((1, 2, 3)))
+    with pytest.raises(ValueError, match=r"skeleton must name keypoints from 0 to 1, got \(\(1, 2\),\)"):
+        annotate(GREY, found, NAMES, AnnotateOptions(skeleton=((1, 2),)))
+
+
+@pytest.mark.parametrize(
+    "options", [{"opacity": 1.5}, {"scale": 0}, {"color_by": "mood"}, {"keypoint_threshold": -0.1}]
+)
 def test_wrong_options(options: dict) -> None:
     with pytest.raises(ValueError, match=f"AnnotateOptions.{next(iter(options))}"):
         AnnotateOptions(**options)

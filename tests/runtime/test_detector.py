@@ -7,7 +7,16 @@ import pytest
 
 from edge_mrcnn import Detections, Detector, EngineError, Frame
 from edge_mrcnn.runtime.runners import OrtRunner
-from tests.runtime.tiny_detector import CANVAS, CLASSES, LABELS, SECOND_SCORE, SHARES, disc, save_detector
+from tests.runtime.tiny_detector import (
+    CANVAS,
+    CLASSES,
+    KEYPOINT_SHARES,
+    LABELS,
+    SECOND_SCORE,
+    SHARES,
+    disc,
+    save_detector,
+)
 
 
 def picture(height: int, width: int, level: int = 0) -> np.ndarray:
@@ -28,6 +37,30 @@ def test_boxes_are_in_pixels_of_the_picture(model: Path, size: tuple[int, int]) 
     assert found.class_id.tolist() == LABELS[:2].tolist()
     assert found.score == pytest.approx([0.5, SECOND_SCORE])
     np.testing.assert_allclose(found.mask[1], disc(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (480, 640), (1080, 1920), (100, 33)])
+def test_keypoints_are_in_pixels_of_the_picture(keypoint_model: Path, size: tuple[int, int]) -> None:
+    with Detector(keypoint_model, threshold=None) as detector:
+        found = detector(picture(*size))
+    assert found.mask is None
+    assert found.keypoints.shape == (2, 2, 3)
+    # The second box reaches out of the picture: the heatmap is stretched over all of it.
+    corner, extent = SHARES[:2, None, :2], SHARES[:2, None, 2:] - SHARES[:2, None, :2]
+    wanted = (corner + KEYPOINT_SHARES[:2] * extent) * (size[1], size[0])
+    scale = min(CANVAS[0] / size[0], CANVAS[1] / size[1])
+    np.testing.assert_allclose(found.keypoints[..., :2], wanted, atol=0.8 / scale + 1e-3)
+    assert (found.keypoints[:, 0, 2] > 0.01).all()
+    assert found.keypoints[0, 1, 2] > 0.01
+    assert found.keypoints[1, 1, 2] == 0  # a bottle has no handle
+    assert found.class_id.tolist() == LABELS[:2].tolist()
+
+
+def test_keypoints_of_what_is_kept_only(keypoint_model: Path) -> None:
+    with Detector(keypoint_model, threshold=0.4) as detector:
+        assert detector(picture(64, 96)).keypoints.shape == (1, 2, 3)
+    with Detector(keypoint_model, threshold=0.9) as detector:
+        assert detector(picture(64, 96)).keypoints.shape == (0, 2, 3)
 
 
 @pytest.mark.parametrize(("threshold", "count"), [(None, 2), (0.0, 2), (0.3, 2), (0.4, 1), (0.5, 1), (0.9, 0)])

@@ -409,6 +409,20 @@ def test_wrong_options(engine: Path) -> None:
         TrtRunner(engine, paste=2)
 
 
+def test_a_network_with_keypoints_and_without_masks(gpu: FakeGpu, keypoint_model: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    frames = [Frame(draw(rng, hw)) for hw in SIZES]
+    made = gpu.engine(keypoint_model, tmp_path)
+    with Detector(made, threshold=None, batch=3) as on_gpu, Detector(keypoint_model, threshold=None) as on_cpu:
+        for ours, theirs in zip(on_gpu(frames), on_cpu(frames), strict=True):
+            assert ours.mask is None
+            assert len(ours) == 2
+            np.testing.assert_allclose(ours.keypoints, theirs.keypoints, atol=1e-3)
+    with pytest.raises(ValueError, match=r"paste asks for instance maps, but .*engine has no output masks"):
+        TrtRunner(made, paste=0.5)
+    gpu.check()
+
+
 def test_a_detector_finds_the_same(engine: Path, gpu: FakeGpu, model: Path) -> None:
     rng = np.random.default_rng(3)
     frames = [Frame(draw(rng, hw)) for hw in (*SIZES, *SIZES)]

@@ -35,12 +35,40 @@ def disc() -> np.ndarray:
 SPEC = ModelSpec("tiny_detector", CANVAS, CLASSES, detections=3, mask_size=MASK)
 
 
+KEYPOINTS = ("rim", "handle")
+KEYPOINT_SIDE = 56
+
+KEYPOINT_SHARES = np.array([[[0.5, 0.1], [0.9, 0.6]], [[0.25, 0.25], [0.5, 0.5]], [[0, 0], [0, 0]]], np.float32)
+"""Where keypoints are, as shares of their box; a bottle has no handle."""
+
+KEYPOINT_SPEC = ModelSpec(
+    "tiny_keypoints",
+    CANVAS,
+    CLASSES,
+    detections=3,
+    mask_size=0,
+    keypoint_names=KEYPOINTS,
+    keypoint_size=KEYPOINT_SIDE,
+    keypoint_labels=((1, 2), (1,)),
+    skeleton=((0, 1),),
+)
+
+
+def heatmaps() -> np.ndarray:
+    """Logits `(3, K, S, S)` with a peak at each of `KEYPOINT_SHARES`."""
+    y, x = np.mgrid[:KEYPOINT_SIDE, :KEYPOINT_SIDE] + 0.5
+    at = KEYPOINT_SHARES[..., None, None] * KEYPOINT_SIDE
+    return (12 * np.exp(-((x - at[:, :, 0]) ** 2 + (y - at[:, :, 1]) ** 2) / 18)).astype(np.float32)
+
+
 def save_detector(path: Path, spec: ModelSpec | None = SPEC, batch: int | str = "B") -> Path:
-    """Write the detector; without a spec it is a foreign ONNX file."""
+    """Write the detector, with the heads of its spec; without a spec it is a foreign ONNX file with masks."""
+    heads = {"masks": np.broadcast_to(disc(), (3, MASK, MASK))} if spec is None or spec.mask_size else {}
+    if spec is not None and spec.keypoint_names:
+        heads["keypoint_logits"] = heatmaps()
     constants = {
         "shares": SHARES[None],
         "labels_row": LABELS[None],
-        "masks_row": np.broadcast_to(disc(), (1, 3, MASK, MASK)).copy(),
         "scores_row": np.array([[0.5, SECOND_SCORE, 0]], np.float32),
         "bright_row": np.array([[0.5 / 255, 0, 0]], np.float32),
         "two": np.array([2], np.int32),
@@ -48,7 +76,6 @@ def save_detector(path: Path, spec: ModelSpec | None = SPEC, batch: int | str = 
         "axis1": np.array([1], np.int64),
         "one": np.array([1], np.int64),
         "shape3": np.array([3], np.int64),
-        "shape_masks": np.array([3, MASK, MASK], np.int64),
     }
     nodes = [
         helper.make_node("Shape", ["images"], ["b"], start=0, end=1),
@@ -63,9 +90,13 @@ def save_detector(path: Path, spec: ModelSpec | None = SPEC, batch: int | str = 
         helper.make_node("Add", ["bonus", "scores_row"], ["scores"]),
         helper.make_node("Concat", ["b", "shape3"], ["labels_shape"], axis=0),
         helper.make_node("Expand", ["labels_row", "labels_shape"], ["labels"]),
-        helper.make_node("Concat", ["b", "shape_masks"], ["masks_shape"], axis=0),
-        helper.make_node("Expand", ["masks_row", "masks_shape"], ["masks"]),
     ]
+    for name, rows in heads.items():
+        constants |= {f"{name}_row": rows[None].copy(), f"shape_{name}": np.array(rows.shape, np.int64)}
+        nodes += [
+            helper.make_node("Concat", ["b", f"shape_{name}"], [f"{name}_shape"], axis=0),
+            helper.make_node("Expand", [f"{name}_row", f"{name}_shape"], [name]),
+        ]
     inputs = [
         helper.make_tensor_value_info("images", TensorProto.UINT8, [batch, "H", "W", 3]),
         helper.make_tensor_value_info("image_hw", TensorProto.FLOAT, [batch, 2]),
@@ -75,7 +106,9 @@ def save_detector(path: Path, spec: ModelSpec | None = SPEC, batch: int | str = 
         helper.make_tensor_value_info("boxes", TensorProto.FLOAT, [batch, 3, 4]),
         helper.make_tensor_value_info("scores", TensorProto.FLOAT, [batch, 3]),
         helper.make_tensor_value_info("labels", TensorProto.INT32, [batch, 3]),
-        helper.make_tensor_value_info("masks", TensorProto.FLOAT, [batch, 3, MASK, MASK]),
+    ]
+    outputs += [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, *rows.shape]) for name, rows in heads.items()
     ]
     weights = [numpy_helper.from_array(value, name) for name, value in constants.items()]
     graph = helper.make_graph(nodes, "tiny_detector", inputs, outputs, weights)

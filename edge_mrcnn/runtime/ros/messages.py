@@ -5,15 +5,20 @@
 | `/labels` | `vision_msgs/msg/LabelInfo` | names of the classes; latched |
 | `/detections` | `vision_msgs/msg/Detection2DArray` | boxes, classes, scores, track ids |
 | `/instance_map` | `sensor_msgs/msg/Image`, `mono16` | masks: 1 + the index of the detection at each pixel, 0: none |
+| `/keypoint_labels` | `vision_msgs/msg/LabelInfo` | names of the keypoints; latched |
+| `/keypoints` | `vision_msgs/msg/Detection2DArray` | a keypoint each; `id`: the index of its detection |
+| `/keypoint_marker` | `visualization_msgs/msg/ImageMarker` | the same for viewers, with the lines between them |
 | `/image/compressed`, or `/image` | `sensor_msgs/msg/CompressedImage`, or `Image` in `rgb8` | the picture |
 | `/camera_info` | `sensor_msgs/msg/CameraInfo` | where the camera matrix is known |
 | `/detections_3d` | `vision_msgs/msg/Detection3DArray` | where depth and the camera matrix are known |
 
-All but the latched one carry the frame's stamp and frame id, so that they can be matched.
+What a network does not give is not sent. All but the latched ones carry the frame's stamp and frame id, so that they
+can be matched.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,12 +27,15 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 
-from edge_mrcnn.detections import Detections
+from edge_mrcnn.detections import KEYPOINT_SCORE, Detections
 from edge_mrcnn.frame import Frame
 from edge_mrcnn.runtime.ros.boxes3d import Box3D, boxes_3d
 from edge_mrcnn.runtime.ros.definitions import typestore
+from edge_mrcnn.runtime.ros.keypoints import keypoint_array, keypoint_marker
 from edge_mrcnn.runtime.ros.outgoing import Outgoing
 from edge_mrcnn.runtime.uri import camera_name
+
+logger = logging.getLogger(__name__)
 
 PictureMessage = Literal["none", "compressed", "raw"]
 """How the picture is sent: not at all, as JPEG, or as `rgb8`."""
@@ -42,10 +50,13 @@ class MessageOptions:
 
     Attributes:
         image: `none`, `compressed` (JPEG) or `raw` (`rgb8`, 6 MB a frame at 1080p).
-        instance_map: Send masks as a `mono16` picture (4 MB a frame at 1080p).
+        instance_map: Send masks as a `mono16` picture (4 MB a frame at 1080p), where the network gives masks.
         jpeg_quality: 1 to 100.
         mask_threshold: A pixel belongs to a mask where its probability is at least this.
         prefix: What topics begin with, before the camera's name.
+        keypoint_names: Name of each keypoint.
+        skeleton: Pairs of keypoints to draw a line between.
+        keypoint_threshold: Keypoints with a lower score are not sent.
     """
 
     image: PictureMessage = "compressed"
@@ -53,6 +64,9 @@ class MessageOptions:
     jpeg_quality: int = 85
     mask_threshold: float = 0.5
     prefix: str = "/edge_mrcnn"
+    keypoint_names: tuple[str, ...] = ()
+    skeleton: tuple[tuple[int, int], ...] = ()
+    keypoint_threshold: float = KEYPOINT_SCORE
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -85,7 +99,7 @@ def to_messages(
         options: What is sent; the defaults where None.
 
     Returns:
-        The latched message first; it is the same object for every frame, to be sent when it is new.
+        The latched messages first; they are the same objects for every frame, to be sent when they are new.
 
     Raises:
         ModuleNotFoundError: rosbags is not installed.
@@ -94,8 +108,13 @@ def to_messages(
     camera = topic_token(frame.camera)
     frame_id = frame.frame_id or camera
     writer = _Writer(f"{chosen.prefix}/{camera}", frame_id, frame.stamp_ns)
-    messages = [_labels(writer.root, frame_id, tuple(class_names)), writer.detections_2d(detections)]
-    if chosen.instance_map and detections.mask is not None:
+    messages = [_labels(f"{writer.root}/labels", frame_id, tuple(class_names))]
+    if detections.keypoints is not None:
+        messages += writer.keypoints(detections, chosen)
+    messages.append(writer.detections_2d(detections))
+    if chosen.instance_map and detections.mask is None:
+        _tell_no_masks(writer.root)
+    elif chosen.instance_map:
         messages.append(writer.image("/instance_map", detections.instance_map(chosen.mask_threshold), "mono16"))
     if chosen.image == "raw":
         messages.append(writer.image("/image", frame.image, "rgb8"))
@@ -157,6 +176,14 @@ class _Writer:
         array = kind["vision_msgs/msg/Detection3DArray"](header, entries)
         return self._outgoing("/detections_3d", array)
 
+    def keypoints(self, detections: Detections, options: MessageOptions) -> list[Outgoing]:
+        header, threshold = self._header(), options.keypoint_threshold
+        return [
+            _labels(f"{self.root}/keypoint_labels", self.frame_id, options.keypoint_names),
+            self._outgoing("/keypoints", keypoint_array(detections, threshold, header)),
+            self._outgoing("/keypoint_marker", keypoint_marker(detections, threshold, options.skeleton, header)),
+        ]
+
     def image(self, topic: str, pixels: Any, encoding: str) -> Outgoing:
         height, width = pixels.shape[:2]
         step = pixels.nbytes // height
@@ -205,13 +232,19 @@ class _Writer:
 
 
 @lru_cache(maxsize=64)
-def _labels(root: str, frame_id: str, class_names: tuple[str, ...]) -> Outgoing:
-    """The names of the classes. They hold at any time, so the stamp is 0 and the bytes are made once."""
+def _labels(topic: str, frame_id: str, names: tuple[str, ...]) -> Outgoing:
+    """What numbers mean. It holds at any time, so the stamp is 0 and the bytes are made once."""
     kind = typestore().types
-    classes = [kind["vision_msgs/msg/VisionClass"](label, name) for label, name in enumerate(class_names)]
+    classes = [kind["vision_msgs/msg/VisionClass"](number, name) for number, name in enumerate(names)]
     info = kind["vision_msgs/msg/LabelInfo"](_header(0, frame_id), classes, 0.0)
     data = typestore().serialize_cdr(info, info.__msgtype__, little_endian=True)
-    return Outgoing(f"{root}/labels", info.__msgtype__, bytes(data), 0, latched=True)
+    return Outgoing(topic, info.__msgtype__, bytes(data), 0, latched=True)
+
+
+@lru_cache(maxsize=64)
+def _tell_no_masks(root: str) -> None:
+    """Once for each camera: a robot that waits for the topic should find out why."""
+    logger.warning("%s/instance_map is not sent: these detections have no masks", root)
 
 
 def _header(stamp_ns: int, frame_id: str) -> Any:

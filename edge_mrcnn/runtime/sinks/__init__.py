@@ -33,9 +33,9 @@ from types import TracebackType
 from typing import Any, Literal, Protocol, cast
 from urllib.parse import unquote, urlsplit
 
-from edge_mrcnn.detections import Detections
+from edge_mrcnn.detections import KEYPOINT_SCORE, Detections
 from edge_mrcnn.frame import Frame
-from edge_mrcnn.runtime.annotate import AnnotatedPicture
+from edge_mrcnn.runtime.annotate import AnnotatedPicture, AnnotateOptions
 from edge_mrcnn.runtime.metrics import RunStatus
 from edge_mrcnn.runtime.uri import as_flag, redact, take_options
 
@@ -113,6 +113,9 @@ class SinkOptions:
         mask_threshold: A pixel belongs to a mask where its probability is at least this.
         status: Tells how the run is doing, for pages and metrics; None outside a run.
         segment_s: Begin a new file after this many seconds; never when None.
+        keypoint_names: Name of each keypoint; empty where there are none.
+        skeleton: Pairs of keypoints to draw a line between.
+        keypoint_threshold: Keypoints with a lower score are neither drawn nor sent.
     """
 
     class_names: tuple[str, ...] = ()
@@ -121,6 +124,9 @@ class SinkOptions:
     mask_threshold: float = 0.5
     status: Callable[[], RunStatus] | None = None
     segment_s: float | None = None
+    keypoint_names: tuple[str, ...] = ()
+    skeleton: tuple[tuple[int, int], ...] = ()
+    keypoint_threshold: float = KEYPOINT_SCORE
 
     def __post_init__(self) -> None:
         """Check the ranges.
@@ -130,10 +136,18 @@ class SinkOptions:
         """
         if self.fps is not None and self.fps <= 0:
             raise ValueError(f"fps of a video must be positive, got {self.fps}")
-        if not 0 <= self.mask_threshold <= 1:
-            raise ValueError(f"mask_threshold must be from 0 to 1, got {self.mask_threshold}")
+        for name in ("mask_threshold", "keypoint_threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
         if self.segment_s is not None and self.segment_s < 1:
             raise ValueError(f"segment_s must be at least 1, got {self.segment_s}")
+
+    @property
+    def look(self) -> AnnotateOptions:
+        """How a sink draws that was given no annotated picture."""
+        return AnnotateOptions(
+            mask_threshold=self.mask_threshold, keypoint_threshold=self.keypoint_threshold, skeleton=self.skeleton
+        )
 
 
 Opener = Callable[[str, SinkOptions], Sink]
@@ -148,6 +162,9 @@ def open_sink(
     rle: bool = False,
     mask_threshold: float = 0.5,
     status: Callable[[], RunStatus] | None = None,
+    keypoint_names: tuple[str, ...] = (),
+    skeleton: tuple[tuple[int, int], ...] = (),
+    keypoint_threshold: float = KEYPOINT_SCORE,
 ) -> Sink:
     """Open a video, picture, folder, JSON lines file, window or page for results.
 
@@ -158,6 +175,9 @@ def open_sink(
         rle: Write masks into JSON lines, as COCO RLE.
         mask_threshold: A pixel belongs to a mask where its probability is at least this.
         status: Tells how the run is doing, for pages and metrics, and how many cameras there are.
+        keypoint_names: Name of each keypoint, such as `detector.spec.keypoint_names`.
+        skeleton: Pairs of keypoints to draw a line between, such as `detector.spec.skeleton`.
+        keypoint_threshold: Keypoints with a lower score are neither drawn nor sent.
 
     Returns:
         The sink; the caller closes it.
@@ -171,7 +191,16 @@ def open_sink(
         ...     for frame in open_source("clip.mp4"):
         ...         sink.write(frame, detector(frame))
     """
-    options = SinkOptions(tuple(class_names), fps, rle, mask_threshold, status)
+    options = SinkOptions(
+        tuple(class_names),
+        fps,
+        rle,
+        mask_threshold,
+        status,
+        keypoint_names=tuple(keypoint_names),
+        skeleton=tuple(skeleton),
+        keypoint_threshold=keypoint_threshold,
+    )
     text = str(uri)
     scheme, separator, _ = text.partition("://")
     if separator and scheme.lower() != "file":

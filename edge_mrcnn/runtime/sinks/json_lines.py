@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from edge_mrcnn.detections import Detections
 from edge_mrcnn.errors import StreamError
@@ -20,6 +21,7 @@ from edge_mrcnn.runtime.annotate import AnnotatedPicture
 from edge_mrcnn.runtime.sinks import SinkOptions
 from edge_mrcnn.runtime.sinks.partial import cannot_write
 from edge_mrcnn.runtime.sinks.recording import RecordingName, make_folder
+from edge_mrcnn.runtime.skeletons import shown_keypoints
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +31,9 @@ class JsonLinesSink:
 
     A line holds `source`, `camera`, `index`, `stamp_ns`, `stamp_source`, `frame_id`, `image_hw`, `latency_ms` (from
     receipt by the host to this line; not of files) and `detections`, each with `xyxy`, `score`, `class_id`,
-    `class_name` and, where it is there, `track_id` (from 1), `keypoints` and `mask` (COCO's compressed RLE).
+    `class_name` and, where it is there, `track_id` (from 1), `keypoints` and `mask` (COCO's compressed RLE). Keypoints
+    are in the order of the line's `keypoint_names`: x, y and score of each, null for one that the thing does not have
+    or whose score is too low.
 
     Attributes:
         uri: The file's path.
@@ -47,7 +51,7 @@ class JsonLinesSink:
 
         Args:
             path: Where to write; may hold the time, as `strftime` writes it.
-            options: `class_names`, `rle`, `mask_threshold` and `segment_s` matter.
+            options: `class_names`, `keypoint_names`, `rle`, the thresholds and `segment_s` matter.
 
         Raises:
             StreamError: The place cannot be written.
@@ -114,6 +118,8 @@ class JsonLinesSink:
         }
         if frame.stamp_source != "file":
             record["latency_ms"] = round((time.monotonic_ns() - frame.captured_ns) / 1e6, 1)
+        if detections.keypoints is not None and self._options.keypoint_names:
+            record["keypoint_names"] = list(self._options.keypoint_names)
         record["detections"] = [self._entry(detections, row, masks) for row in range(len(detections))]
         return record
 
@@ -128,10 +134,17 @@ class JsonLinesSink:
         if detections.track_id is not None and detections.track_id[row] > 0:
             entry["track_id"] = int(detections.track_id[row])
         if detections.keypoints is not None:
-            entry["keypoints"] = np.round(detections.keypoints[row].astype(np.float64), 2).tolist()
+            entry["keypoints"] = self._points(detections.keypoints[row])
         if masks is not None:
             entry["mask"] = masks[row]
         return entry
+
+    def _points(self, keypoints: npt.NDArray[np.float32]) -> list[list[float] | None]:
+        shown = shown_keypoints(keypoints, self._options.keypoint_threshold)
+        return [
+            [round(x, 2), round(y, 2), round(score, 4)] if one else None
+            for (x, y, score), one in zip(keypoints.tolist(), shown, strict=True)
+        ]
 
     def close(self) -> None:
         """Close the file. A second call does nothing.

@@ -52,7 +52,7 @@ _TRANSIENT_LOCAL, _VOLATILE = 1, 2
 
 
 class McapSink:
-    """Boxes, masks, labels, pictures and, where there is depth, boxes in space, for every camera.
+    """Boxes, masks, keypoints, labels, pictures and, where there is depth, boxes in space, for every camera.
 
     The file can be read up to the last second at any moment and whatever ends the run. Messages carry the frame's
     stamp, which is also their publish time. Their log time, by which players play, is when the frame was received; for
@@ -77,7 +77,7 @@ class McapSink:
         Args:
             uri: A path, which may hold the time as `strftime` writes it, or `mcap:///path/out.mcap?image=raw`. Options:
                 `image` (`none`, `compressed` or `raw`), `segment_s`, `mask_threshold`.
-            options: `class_names`, `mask_threshold` and `segment_s` matter.
+            options: The names, the skeleton, the thresholds and `segment_s` matter.
 
         Raises:
             ModuleNotFoundError: mcap or rosbags is not installed.
@@ -90,7 +90,13 @@ class McapSink:
         path, image, chosen = _split(self.uri, options or SinkOptions())
         self._class_names = chosen.class_names
         self._segment_s = chosen.segment_s
-        self._messages = MessageOptions(image=image, mask_threshold=chosen.mask_threshold)
+        self._messages = MessageOptions(
+            image=image,
+            mask_threshold=chosen.mask_threshold,
+            keypoint_names=chosen.keypoint_names,
+            skeleton=chosen.skeleton,
+            keypoint_threshold=chosen.keypoint_threshold,
+        )
         self._name = RecordingName(path, segments=chosen.segment_s is not None)
         self._file: _McapFile | None = None
         self._starts: dict[str, int] = {}

@@ -45,7 +45,7 @@ class PictureSink:
             StreamError: The place cannot be written.
         """
         self.uri = str(path)
-        self._class_names = (options or SinkOptions()).class_names
+        self._options = options or SinkOptions()
         self._file: PartialFile | None = PartialFile(path)
         self._written = False
 
@@ -62,7 +62,9 @@ class PictureSink:
                 f"{self.uri} holds one picture, but a second frame came; write a folder or a video instead: "
                 f"--to {Path(self.uri).with_suffix('')}/"
             )
-        _encode(annotated_picture(frame, detections, annotated, self._class_names), self._file)
+        _encode(
+            annotated_picture(frame, detections, annotated, self._options.class_names, self._options.look), self._file
+        )
         self._written = True
 
     def close(self) -> None:
@@ -116,7 +118,7 @@ class FolderSink:
         """
         self.uri = str(path)
         self._path = Path(path)
-        self._class_names = (options or SinkOptions()).class_names
+        self._options = options or SinkOptions()
         try:
             self._path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -131,7 +133,9 @@ class FolderSink:
         """
         file = PartialFile(self._path / f"{self._name(frame)}.jpg")
         try:
-            _encode(annotated_picture(frame, detections, annotated, self._class_names), file)
+            _encode(
+                annotated_picture(frame, detections, annotated, self._options.class_names, self._options.look), file
+            )
         except StreamError:
             file.discard()
             raise

@@ -34,7 +34,7 @@ class Ros2Network(Protocol):
 
 
 class Ros2Sink:
-    """Boxes, masks, labels, pictures and, where there is depth, boxes in space, as ROS 2 topics of every camera.
+    """Boxes, masks, keypoints, labels, pictures and, where there is depth, boxes in space: topics of every camera.
 
     Attributes:
         uri: What was opened.
@@ -56,7 +56,7 @@ class Ros2Sink:
             uri: `ros2://` with options in the query: `rmw` (`dds` or `zenoh`), `domain` (`ROS_DOMAIN_ID` of the
                 environment when not given, else 0), `qos` (`reliable` or `sensor_data`), `image` (`compressed`, `raw`
                 or `none`), `instance_map` (0 or 1), `prefix` (of the topics), `connect` (Zenoh's router).
-            options: `class_names` and `mask_threshold` matter.
+            options: The names, the skeleton and the thresholds matter.
 
         Raises:
             ModuleNotFoundError: What the network needs is not installed.
@@ -68,7 +68,13 @@ class Ros2Sink:
         self._class_names = chosen.class_names
         _, taken = take_options(uri, _OPTIONS)
         network = {name: taken.pop(name) for name in _NETWORK_OPTIONS if name in taken}
-        self._messages = MessageOptions(mask_threshold=chosen.mask_threshold, **taken)
+        self._messages = MessageOptions(
+            mask_threshold=chosen.mask_threshold,
+            keypoint_names=chosen.keypoint_names,
+            skeleton=chosen.skeleton,
+            keypoint_threshold=chosen.keypoint_threshold,
+            **taken,
+        )
         self._network: Ros2Network | None = _join(network)
         self._latched: dict[str, bytes] = {}
 

@@ -120,7 +120,8 @@ class VideoSink:
         if track is None:
             label = camera if self._tracks or self._has_many_cameras() else ""
             track = self._tracks[camera] = _Track(self._name, label, self._options)
-        track.add(frame, annotated_picture(frame, detections, annotated, self._options.class_names))
+        chosen = self._options
+        track.add(frame, annotated_picture(frame, detections, annotated, chosen.class_names, chosen.look))
         self.codec = track.codec
 
     def _has_many_cameras(self) -> bool:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from edge_mrcnn.detections import Detections
 from edge_mrcnn.errors import StreamError
 from edge_mrcnn.frame import Frame
-from edge_mrcnn.runtime.annotate import AnnotatedPicture, AnnotateOptions, Picture, annotate
+from edge_mrcnn.runtime.annotate import AnnotatedPicture, Picture, annotated_picture
 from edge_mrcnn.runtime.sinks.web_access import is_loopback
 from edge_mrcnn.runtime.uri import redact, take_options
 
@@ -96,7 +96,7 @@ class WebSink:
         self.uri = f"mjpeg://{_bracket(host)}:{port}"
         self.url = f"http://{_bracket(socket.gethostname() if host in ('0.0.0.0', '::') else host)}:{port}/"
         self._class_names = options.class_names
-        self._annotate = AnnotateOptions(mask_threshold=options.mask_threshold)
+        self._look = options.look
         self._pictures = Pictures(address.width, address.quality)
         self._seen: SeenCameras | None = None
         status = options.status
@@ -129,9 +129,7 @@ class WebSink:
         self._pictures.put(camera, functools.partial(self._draw, frame, detections, annotated))
 
     def _draw(self, frame: Frame, detections: Detections, annotated: AnnotatedPicture) -> Picture:
-        if annotated is None:
-            return annotate(frame, detections, self._class_names, self._annotate)
-        return annotated() if callable(annotated) else annotated
+        return annotated_picture(frame, detections, annotated, self._class_names, self._look)
 
     def close(self) -> None:
         """Send the viewers away, end the threads and free the port. A second call does nothing."""

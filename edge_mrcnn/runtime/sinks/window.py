@@ -42,7 +42,7 @@ class WindowSink:
         self.uri = uri
         self._title = uri.partition("://")[2] or "edge-mrcnn"
         self.wants_stop = False
-        self._class_names = (options or SinkOptions()).class_names
+        self._options = options or SinkOptions()
         _check_screen()
         try:
             with quiet():
@@ -56,7 +56,7 @@ class WindowSink:
 
     def write(self, frame: Frame, detections: Detections, annotated: AnnotatedPicture = None) -> None:
         """Show a frame and look whether a key was pressed."""
-        picture = annotated_picture(frame, detections, annotated, self._class_names)
+        picture = annotated_picture(frame, detections, annotated, self._options.class_names, self._options.look)
         if not self._sized:
             cv2.resizeWindow(self._title, picture.shape[1], picture.shape[0])
             self._sized = True

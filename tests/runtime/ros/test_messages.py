@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import cv2
 import numpy as np
 import pytest
 
 from edge_mrcnn import Detections, Frame
-from edge_mrcnn.runtime.ros.messages import MessageOptions, to_messages, topic_token
+from edge_mrcnn.runtime.palette import color_of
+from edge_mrcnn.runtime.ros.messages import MessageOptions, _tell_no_masks, to_messages, topic_token
 
 pytest.importorskip("rosbags", reason="needs edge-mrcnn[ros]")
 mcap_ros2 = pytest.importorskip("mcap_ros2._dynamic", reason="needs mcap-ros2-support")
@@ -17,7 +20,8 @@ NAMES = ("background", "Schraube M4 ⌀", "cup")
 STAMP_NS = 1_700_000_000_123_456_789
 
 # What ROS 2 itself computes. Sources: for std_msgs and sensor_msgs what `ros2 topic info -v` of Jazzy shows (for String
-# also docs/design.md of rmw_zenoh); for vision_msgs the C code that rosidl generated in a build (*__get_type_hash).
+# also docs/design.md of rmw_zenoh); for vision_msgs and visualization_msgs the C code that rosidl generated in a build
+# (*__get_type_hash).
 TYPE_HASHES = {
     "std_msgs/msg/String": "df668c740482bbd48fb39d76a70dfd4bd59db1288021743503259e948f6b1a18",
     "std_msgs/msg/Header": "f49fb3ae2cf070f793645ff749683ac6b06203e41c891e17701b1cb597ce6a01",
@@ -28,6 +32,7 @@ TYPE_HASHES = {
     "vision_msgs/msg/Detection3DArray": "793f5eab9595ac1c0da07873cc859db42eae51f0ee76056db8562515d830e018",
     "vision_msgs/msg/LabelInfo": "3d37df4015cdf660cc851c51897f2acd957e1ca6205ba0a99aebffb9406b0783",
     "vision_msgs/msg/VisionClass": "1e4a11f0fed50b5623cb8ff26ca0e37952a48a9c074d16f804b44e9164c2037a",
+    "visualization_msgs/msg/ImageMarker": "603152491ef2331c200a5305230d31f6e8704875944b388da0f547c415d11836",
 }
 
 
@@ -143,6 +148,60 @@ def test_only_what_is_asked_for_and_known_is_sent() -> None:
     assert topics == {"/front/labels", "/front/detections"}
     few = to_messages(frame, detections, NAMES, MessageOptions(image="none", instance_map=False))
     assert {message.topic.rpartition("/")[2] for message in few} == {"labels", "detections"}
+
+
+def pointed_scene() -> tuple[Frame, Detections]:
+    frame, detections = scene()
+    points = [[[12, 22, 0.9], [28.5, 40, 0.6]], [[55, 15, 0.7], [60, 20, 0]]]
+    return frame, dataclasses.replace(detections, mask=None, keypoints=np.array(points))
+
+
+POINTED = MessageOptions(image="none", keypoint_names=("rim", "handle"), skeleton=((0, 1),))
+
+
+def test_keypoints_have_places_scores_numbers_and_the_index_of_their_thing() -> None:
+    messages = by_topic(to_messages(*pointed_scene(), NAMES, POINTED))
+
+    array = decode(messages["/edge_mrcnn/front/keypoints"])
+
+    assert (array.header.stamp.sec, array.header.stamp.nanosec) == divmod(STAMP_NS, 10**9)
+    read = [
+        (entry.id, entry.results[0].hypothesis.class_id, entry.bbox.center.position.x, entry.bbox.center.position.y)
+        for entry in array.detections
+    ]
+    assert read == [("0", "0", 12.0, 22.0), ("0", "1", 28.5, 40.0), ("1", "0", 55.0, 15.0)]  # the last has no handle
+    assert [entry.results[0].hypothesis.score for entry in array.detections] == pytest.approx([0.9, 0.6, 0.7])
+    assert {(entry.bbox.size_x, entry.bbox.size_y) for entry in array.detections} == {(0.0, 0.0)}
+    names = decode(messages["/edge_mrcnn/front/keypoint_labels"])
+    assert messages["/edge_mrcnn/front/keypoint_labels"].latched
+    assert [(entry.class_id, entry.class_name) for entry in names.class_map] == [(0, "rim"), (1, "handle")]
+
+
+def test_the_marker_of_keypoints_is_lines_of_the_colour_of_the_class() -> None:
+    marker = decode(by_topic(to_messages(*pointed_scene(), NAMES, POINTED))["/edge_mrcnn/front/keypoint_marker"])
+
+    assert (marker.type, marker.action, marker.filled, marker.ns) == (2, 0, 0, "keypoints")  # lines; add or change
+    lines = np.array([(point.x, point.y) for point in marker.points]).reshape(-1, 2, 2)
+    assert len(lines) == len(marker.outline_colors) == 3 * 2 + 1  # two strokes a keypoint, and one line of the skeleton
+    np.testing.assert_allclose(lines[[0, 1]].mean(axis=1), [[12, 22]] * 2)
+    np.testing.assert_allclose(lines[4], [[12, 22], [28.5, 40]])
+    first, last = marker.outline_colors[0], marker.outline_colors[-1]
+    assert (first.r, first.g, first.b, first.a) == pytest.approx((*(part / 255 for part in color_of(2)), 1))
+    assert (last.r, last.g, last.b) == pytest.approx([part / 255 for part in color_of(1)])
+    empty = to_messages(pointed_scene()[0], Detections.empty((60, 80), keypoint_count=2), NAMES, POINTED)
+    assert decode(by_topic(empty)["/edge_mrcnn/front/keypoint_marker"]).points == []
+
+
+def test_a_network_without_masks_sends_no_map_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    _tell_no_masks.cache_clear()
+    for _ in range(3):
+        topics = set(by_topic(to_messages(*pointed_scene(), NAMES, POINTED)))
+        assert "/edge_mrcnn/front/instance_map" not in topics
+    assert caplog.messages == ["/edge_mrcnn/front/instance_map is not sent: these detections have no masks"]
+    caplog.clear()
+    _tell_no_masks.cache_clear()
+    to_messages(*pointed_scene(), NAMES, dataclasses.replace(POINTED, instance_map=False))
+    assert not caplog.messages
 
 
 def test_no_detections_are_messages_too() -> None:

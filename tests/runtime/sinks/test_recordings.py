@@ -432,6 +432,26 @@ def test_json_lines(tmp_path: Path) -> None:
     assert second["detections"] == []
 
 
+def test_json_lines_with_keypoints_that_are_there(tmp_path: Path) -> None:
+    points = np.array([[[1.234, 2, 0.98761], [30, 40, 0.04], [7, 7, 0]], [[np.nan, 2, 0.5], [30, 40, 0.05], [7, 7, 1]]])
+    detections = Detections(np.tile([8, 8, 40, 40], (2, 1)), [0.9, 0.8], [1, 1], (48, 64), keypoints=points)
+    with open_sink(tmp_path / "out.jsonl", keypoint_names=("rim", "handle", "foot")) as sink:
+        sink.write(frame(), detections)
+    with open_sink(tmp_path / "all.jsonl", keypoint_threshold=0) as sink:
+        sink.write(frame(), detections)
+        sink.write(frame(), found())
+    (line,) = (json.loads(text) for text in (tmp_path / "out.jsonl").read_text().splitlines())
+    assert line["keypoint_names"] == ["rim", "handle", "foot"]
+    assert [one["keypoints"] for one in line["detections"]] == [
+        [[1.23, 2.0, 0.9876], None, None],
+        [None, [30.0, 40.0, 0.05], [7.0, 7.0, 1.0]],
+    ]
+    every, without = (json.loads(text) for text in (tmp_path / "all.jsonl").read_text().splitlines())
+    assert "keypoint_names" not in every
+    assert [point is None for point in every["detections"][0]["keypoints"]] == [False, False, True]
+    assert "keypoints" not in without["detections"][0]
+
+
 def test_json_lines_without_masks_names_and_ids(tmp_path: Path) -> None:
     fresh = Detections(np.zeros((1, 4)), np.ones(1), np.ones(1), (48, 64), track_id=np.zeros(1))
     with open_sink(tmp_path / "out.jsonl") as sink:
