@@ -30,7 +30,7 @@ def give_memory_back(every_s: float = EVERY_S) -> Iterator[None]:
     if trim is None or tune is None:
         yield
         return
-    #tune(_M_MMAP_THRESHOLD, LARGE_BYTES)
+    tune(_M_MMAP_THRESHOLD, LARGE_BYTES)
     over = threading.Event()
 
     def work() -> None:
