@@ -31,8 +31,8 @@ CHECKPOINT_STARTS = (
     b"\x80\x05",
 )
 
-ONNX_START = b"\x08"
-"""Field 1 of a ModelProto, `ir_version`, a varint: protobuf writes fields in their order."""
+ONNX_STARTS = b"\x08\x12\x1a\x3a\x42"
+"""First bytes of a ModelProto: most write `ir_version` first, but `producer`, `graph` and `opset_import` may be too."""
 
 KNOWN_STARTS = {
     b"\x89HDF": "an HDF5 file, of Keras perhaps",
@@ -96,7 +96,7 @@ def sniff(path: Path) -> Kind:
         raise ExportError(f"{path} is empty (0 bytes): copy or download it again")
     if head.startswith(CHECKPOINT_STARTS):
         return "checkpoint"
-    if head.startswith(ONNX_START):
+    if head[0] in ONNX_STARTS and not _is_text(head):
         return "onnx"
     raise ExportError(
         f"{path} is neither an ONNX file nor a checkpoint of torch: it is {_describe(head)}. "
@@ -110,17 +110,17 @@ def _describe(head: bytes) -> str:
             return what
     if b'{"__metadata__"' in head or head[8:10] == b'{"':
         return "a safetensors file: load it in torch and save the state dict with torch.save"
-    try:
-        text = head.decode("ascii")
-    except UnicodeDecodeError:
-        return f"of no known kind and begins with {head[:8]!r}"
-    return f"text and begins with {text.splitlines()[0][:40]!r}" if text.isprintable() or text.split() else "blank"
+    if _is_text(head):
+        return f"text and begins with {head.decode('ascii', 'replace').splitlines()[0][:40]!r}"
+    return f"of no known kind and begins with {head[:8]!r}"
+
+
+def _is_text(head: bytes) -> bool:
+    return all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head)
 
 
 def _import_onnx(path: Path, options: ImportOptions) -> tuple[onnx.ModelProto, ModelSpec, list[str]]:
     """The ONNX half: no torch is needed."""
-    from edge_mrcnn.compiler.raw import import_raw  # so that a checkpoint needs no part of it
-
     raw = load_onnx(path)
     own = parse_own(raw)
     if own is not None:
@@ -128,6 +128,8 @@ def _import_onnx(path: Path, options: ImportOptions) -> tuple[onnx.ModelProto, M
             f"{path} was made by edge_mrcnn already ({own.name}, {own.input_hw[0]}x{own.input_hw[1]}): "
             f"take it as it is, as in: edge-mrcnn build {path}"
         )
+    from edge_mrcnn.compiler.raw import import_raw  # a checkpoint needs no part of it
+
     proto = import_raw(raw, options)
     spec = ModelSpec.from_metadata(_metadata(proto), path)
     return proto, spec, list(describe_differences(raw, spec))
