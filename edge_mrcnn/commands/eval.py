@@ -1,4 +1,4 @@
-"""`edge-mrcnn eval`: COCO box and mask AP."""
+"""`edge-mrcnn eval`: COCO box, mask and keypoint AP."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def command(
     threads: int | None = None,
     json_target: JsonTarget = None,
 ) -> None:
-    """Measure COCO box and mask AP of a model on a COCO-format data set.
+    """Measure COCO AP of a model's boxes, masks and keypoints on a COCO-format data set.
 
     Args:
         model: model.onnx or engine.

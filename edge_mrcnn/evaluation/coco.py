@@ -1,4 +1,4 @@
-"""COCO average precision of boxes and masks.
+"""COCO average precision of boxes, masks and keypoints.
 
 `evaluate` runs a detector over a COCO-format set; `average_precision` takes plain lists, so that a training loop can
 use it on whatever its network gave.
@@ -25,6 +25,15 @@ import numpy.typing as npt
 from edge_mrcnn.detections import Detections
 from edge_mrcnn.errors import EdgeMrcnnError
 from edge_mrcnn.evaluation.dataset import LabelledSet
+from edge_mrcnn.evaluation.keypoints import (
+    NUMBERS,
+    by_category,
+    extent,
+    has_keypoints,
+    keypoint_sigmas,
+    labelled_truth,
+    result_numbers,
+)
 from edge_mrcnn.frame import Frame
 from edge_mrcnn.spec import ModelSpec
 
@@ -33,8 +42,8 @@ logger = logging.getLogger(__name__)
 DETECTIONS_PER_PICTURE = 100
 """COCO counts the best so many detections of a picture."""
 
-Kind = Literal["bbox", "segm"]
-"""What is compared with the truth: boxes or masks, in pycocotools' words."""
+Kind = Literal["bbox", "segm", "keypoints"]
+"""What is compared with the truth: boxes, masks or keypoints, in pycocotools' words."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,9 @@ class Evaluable(Protocol):
 
 @dataclass(frozen=True)
 class ApScores:
-    """COCO's figures of boxes or of masks, in points of 100; None where the data has nothing to measure it on.
+    """COCO's figures of boxes, masks or keypoints, in points of 100; None where the data has nothing to measure it on.
+
+    Of keypoints, OKS takes the place of IoU, and 20 detections of a class that of 100; COCO knows no small ones.
 
     Attributes:
         ap: Mean over IoU 0.50:0.05:0.95 and classes.
@@ -100,10 +111,11 @@ class ApScores:
 
 @dataclass(frozen=True)
 class ApSummary:
-    """Average precision of boxes and of masks; `mask` is None when one side has no masks."""
+    """Average precision of boxes, masks and keypoints; None of what one side does not have."""
 
     box: ApScores
     mask: ApScores | None
+    keypoint: ApScores | None = None
 
 
 @dataclass(frozen=True)
@@ -113,9 +125,10 @@ class EvalResult:
     Attributes:
         box: Average precision of the boxes.
         mask: Average precision of the masks, or None when the model or the data has none.
+        keypoint: Average precision of the keypoints, likewise.
         pictures: Number of pictures.
         detections: Number of detections counted.
-        seconds: Time in the detector: letterboxing, network, decoding and run-length encoding of the masks.
+        seconds: Time in the detector: letterboxing, network, decoding and run-length encoding of masks.
         backend: What ran the network.
         model: File or name of the model.
         data: Annotation file.
@@ -123,6 +136,7 @@ class EvalResult:
 
     box: ApScores
     mask: ApScores | None
+    keypoint: ApScores | None
     pictures: int
     detections: int
     seconds: float
@@ -138,14 +152,16 @@ class EvalResult:
         """The result as lines of a text table."""
         fields = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar100")
         heads = ("AP", "AP50", "AP75", "small", "medium", "large", "AR100")
-        width = max(5, *(len(name) for name in self.box.per_class)) + 2
+        width = max(9 if self.keypoint else 5, *(len(name) for name in self.box.per_class)) + 2
         rows = [" " * width + "".join(f"{head:>8}" for head in heads)]
-        for name, scores in (("boxes", self.box), ("masks", self.mask)):
-            if scores is not None:
-                rows.append(f"{name:<{width}}" + "".join(_cell(getattr(scores, field)) for field in fields))
-        rows += ["", f"{'class':<{width}}{'box AP':>8}" + (f"{'mask AP':>8}" if self.mask else "")]
-        for name, box_ap in self.box.per_class.items():
-            rows.append(f"{name:<{width}}{_cell(box_ap)}" + (_cell(self.mask.per_class[name]) if self.mask else ""))
+        every = (("box", "boxes", self.box), ("mask", "masks", self.mask), ("keypoint", "keypoints", self.keypoint))
+        there = [(kind, name, scores) for kind, name, scores in every if scores is not None]
+        for _, name, scores in there:
+            rows.append(f"{name:<{width}}" + "".join(_cell(getattr(scores, field)) for field in fields))
+        columns = [(f"{kind} AP", max(8, len(kind) + 5), scores.per_class) for kind, _, scores in there]
+        rows += ["", f"{'class':<{width}}" + "".join(f"{head:>{room}}" for head, room, _ in columns)]
+        for name in self.box.per_class:
+            rows.append(f"{name:<{width}}" + "".join(_cell(values[name], room) for _, room, values in columns))
         rate = self.pictures / self.seconds if self.seconds else 0.0
         return [
             *rows,
@@ -177,24 +193,32 @@ def evaluate(
     """
     options = options or EvalOptions()
     import_pycocotools()  # says what to install before minutes are spent
-    labelled = LabelledSet.read(data, detector.spec.class_names, options.classes, options.limit)
+    spec = detector.spec
+    labelled = LabelledSet.read(data, spec.class_names, options.classes, options.limit, spec.keypoint_names)
     results: list[dict[str, Any]] = []
     seconds = 0.0
     for image, frame in labelled.frames():
         start = time.perf_counter()
         results += to_results(detector(frame), image["id"], labelled.categories)
         seconds += time.perf_counter() - start
-    summary = average_precision(labelled.truth, results)
+    summary = summarise(run_cocoeval(labelled.truth, results, kinds_of(spec)), labelled.truth["categories"])
     return EvalResult(
         box=summary.box,
         mask=summary.mask,
+        keypoint=summary.keypoint,
         pictures=len(labelled.paths),
         detections=len(results),
         seconds=seconds,
         backend=detector.backend,
-        model=str(model or detector.spec.name),
+        model=str(model or spec.name),
         data=str(data),
     )
+
+
+def kinds_of(spec: ModelSpec) -> tuple[Kind, ...]:
+    """What a network gives that can be compared with the truth."""
+    heads: tuple[tuple[Kind, object], ...] = (("segm", spec.mask_size), ("keypoints", spec.keypoint_names))
+    return ("bbox", *(kind for kind, there in heads if there))
 
 
 def to_results(detections: Detections, image_id: int, categories: Mapping[int, int]) -> list[dict[str, Any]]:
@@ -206,8 +230,8 @@ def to_results(detections: Detections, image_id: int, categories: Mapping[int, i
         categories: Category id by label; detections of other labels are left out.
 
     Returns:
-        Dicts with `image_id`, `category_id`, `bbox` (x, y, width, height), `score` and, with masks, `segmentation` as
-        RLE.
+        Dicts with `image_id`, `category_id`, `bbox` (x, y, width, height), `score` and, where they are there,
+        `segmentation` as RLE and `keypoints` (x, y and 1 each; zeros for those that the class does not have).
     """
     known = detections[np.isin(detections.class_id, list(categories))]
     best = known[np.argsort(-known.score, kind="stable")[:DETECTIONS_PER_PICTURE]]
@@ -215,13 +239,17 @@ def to_results(detections: Detections, image_id: int, categories: Mapping[int, i
     results = []
     for row, mask in enumerate(masks):
         x1, y1, x2, y2 = (float(value) for value in best.xyxy[row])
-        entry = {
+        entry: dict[str, Any] = {
             "image_id": image_id,
             "category_id": categories[int(best.class_id[row])],
             "bbox": [x1, y1, x2 - x1, y2 - y1],
             "score": float(best.score[row]),
         }
-        results.append(entry if mask is None else entry | {"segmentation": mask})
+        if mask is not None:
+            entry["segmentation"] = mask
+        if best.keypoints is not None:
+            entry["keypoints"] = result_numbers(best.keypoints[row])
+        results.append(entry)
     return results
 
 
@@ -232,29 +260,33 @@ def average_precision(ground_truth: Mapping[str, Any], results: Sequence[Mapping
         ground_truth: COCO-format content: `images` (with `height` and `width` where masks are polygons), `annotations`
             and `categories`. `area` and `iscrowd` may be missing: the box's area and 0 stand in.
         results: COCO result list: `image_id`, `category_id`, `bbox` (x, y, width, height), `score` and, for masks,
-            `segmentation` as RLE.
+            `segmentation` as RLE, for keypoints `keypoints` in the order of the categories'.
 
     Returns:
-        Figures of boxes, and of masks when every annotation and every result has one.
+        Figures of boxes, of masks when every annotation and every result has one, and of keypoints when every result
+        has them and any annotation does.
 
     Raises:
-        ValueError: A result has an image or category that the ground truth lacks.
+        ValueError: A result has an image or category that the ground truth lacks, or a category has the wrong sigmas.
     """
     return summarise(run_cocoeval(ground_truth, results), ground_truth["categories"])
 
 
-def run_cocoeval(ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> dict[Kind, Any]:
+def run_cocoeval(
+    ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], given: Sequence[Kind] | None = None
+) -> dict[Kind, Any]:
     """What `average_precision` is read off: pycocotools' `COCOeval` after `evaluate` and `accumulate`.
 
     Args:
         ground_truth: As `average_precision` takes it.
         results: Likewise.
+        given: What the network gives, as `kinds_of` says; by default what the results have.
 
     Returns:
-        `bbox`, and `segm` when every annotation and every result has a mask.
+        `bbox`, and of `segm` and `keypoints` what both sides have.
 
     Raises:
-        ValueError: A result has an image or category that the ground truth lacks.
+        ValueError: A result has an image or category that the ground truth lacks, or a category has the wrong sigmas.
     """
     images = {row["id"] for row in ground_truth["images"]}
     categories = {row["id"] for row in ground_truth["categories"]}
@@ -263,8 +295,13 @@ def run_cocoeval(ground_truth: Mapping[str, Any], results: Sequence[Mapping[str,
             raise ValueError(
                 f"results: image_id {row['image_id']} and category_id {row['category_id']} must be in the ground truth"
             )
+    kinds: list[Kind] = ["bbox"]
     masks = all(row.get("segmentation") for row in (*ground_truth["annotations"], *results))
-    kinds: tuple[Kind, ...] = ("bbox", "segm") if masks else ("bbox",)
+    if masks and (given is None or "segm" in given):
+        kinds.append("segm")
+    points = has_keypoints(ground_truth) and all(row.get("keypoints") for row in results)
+    if points and ("keypoints" in given if given is not None else results):
+        kinds.append("keypoints")
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress by print
         return {kind: _evaluate_kind(ground_truth, results, kind) for kind in kinds}
 
@@ -276,9 +313,12 @@ def summarise(evaluations: Mapping[Kind, Any], categories: Sequence[Mapping[str,
         evaluations: `COCOeval` by kind.
         categories: The ground truth's.
     """
-    mask = evaluations.get("segm")
-    box_scores = _read_scores(evaluations["bbox"], categories)
-    return ApSummary(box_scores, None if mask is None else _read_scores(mask, categories))
+    kinds: tuple[Kind, ...] = ("bbox", "segm", "keypoints")
+    box, mask, keypoint = (
+        _read_scores(evaluations[kind], categories) if kind in evaluations else None for kind in kinds
+    )
+    assert box is not None
+    return ApSummary(box, mask, keypoint)
 
 
 def _evaluate_kind(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], kind: Kind) -> Any:
@@ -288,20 +328,22 @@ def _evaluate_kind(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]
         {"iscrowd": 0, "area": row["bbox"][2] * row["bbox"][3], **row, "id": place}
         for place, row in enumerate(truth["annotations"], 1)
     ]
-    # A mask result keeps no box: pycocotools would sort masks into small, medium and large by their box's area.
-    found = [
-        {
-            **row,
-            "id": place,
-            "iscrowd": 0,
-            "area": row["bbox"][2] * row["bbox"][3] if kind == "bbox" else float(rle.area(row["segmentation"])),
-        }
-        for place, row in enumerate(results, 1)
-    ]
+    if kind == "keypoints":
+        count = max(len(row.get("keypoints") or ()) for row in annotations) // NUMBERS
+        annotations = [row | labelled_truth(row, count) for row in annotations]
+        coco_eval = by_category(coco_eval, keypoint_sigmas(truth["categories"], count))
+    # A result keeps no box but a box: pycocotools would sort masks into small, medium and large by their box's area.
+    areas: dict[Kind, Callable[[Mapping[str, Any]], float]] = {
+        "bbox": lambda row: row["bbox"][2] * row["bbox"][3],
+        "segm": lambda row: float(rle.area(row["segmentation"])),
+        "keypoints": lambda row: extent(row["keypoints"]),
+    }
+    found = [{**row, "id": place, "iscrowd": 0, "area": areas[kind](row)} for place, row in enumerate(results, 1)]
     head = {"images": truth["images"], "categories": truth["categories"]}
     sides = [_index(coco, {**head, "annotations": rows}) for rows in (annotations, found)]
     runner = coco_eval(*sides, kind)
-    runner.params.maxDets = [1, 10, DETECTIONS_PER_PICTURE]
+    if kind != "keypoints":
+        runner.params.maxDets = [1, 10, DETECTIONS_PER_PICTURE]
     runner.evaluate()
     runner.accumulate()
     return runner
@@ -315,16 +357,17 @@ def _index(coco: Callable[[], Any], content: dict[str, Any]) -> Any:
 
 
 def _read_scores(runner: Any, categories: Sequence[Mapping[str, Any]]) -> ApScores:
-    precision = runner.eval["precision"]  # (IoU, recall, class, area: all small medium large, detections: 1 10 100)
+    precision = runner.eval["precision"]  # (IoU, recall, class, area, detections)
+    areas = {name: place for place, name in enumerate(runner.params.areaRngLbl)}
     thresholds = runner.params.iouThrs
     place = {category: row for row, category in enumerate(runner.params.catIds)}
     return ApScores(
         ap=_mean(precision[:, :, :, 0, -1]),
         ap50=_mean(precision[np.isclose(thresholds, 0.5), :, :, 0, -1]),
         ap75=_mean(precision[np.isclose(thresholds, 0.75), :, :, 0, -1]),
-        ap_small=_mean(precision[:, :, :, 1, -1]),
-        ap_medium=_mean(precision[:, :, :, 2, -1]),
-        ap_large=_mean(precision[:, :, :, 3, -1]),
+        ap_small=_mean(precision[:, :, :, areas["small"], -1]) if "small" in areas else None,
+        ap_medium=_mean(precision[:, :, :, areas["medium"], -1]),
+        ap_large=_mean(precision[:, :, :, areas["large"], -1]),
         ar100=_mean(runner.eval["recall"][:, :, 0, -1]),
         per_class={str(row["name"]): _mean(precision[:, :, place[row["id"]], 0, -1]) for row in categories},
     )
@@ -351,5 +394,5 @@ def import_pycocotools() -> tuple[Any, Any, Any]:
     return COCO, COCOeval, mask
 
 
-def _cell(value: float | None) -> str:
-    return f"{'-':>8}" if value is None else f"{value:8.1f}"
+def _cell(value: float | None, width: int = 8) -> str:
+    return f"{'-':>{width}}" if value is None else f"{value:{width}.1f}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edge_mrcnn.errors import StreamError
+from edge_mrcnn.evaluation.keypoints import match_keypoints
 from edge_mrcnn.frame import Frame
 
 UNUSED_NAMES = frozenset({"__background__", "N/A"})
@@ -36,22 +37,28 @@ class LabelledSet:
 
     @classmethod
     def read(
-        cls, data: Path, class_names: Sequence[str], classes: Literal["equal", "common"], limit: int | None = None
+        cls,
+        data: Path,
+        class_names: Sequence[str],
+        classes: Literal["equal", "common"],
+        limit: int | None = None,
+        keypoint_names: Sequence[str] = (),
     ) -> LabelledSet:
-        """Read a set and match its categories with a model's classes.
+        """Read a set and match its categories with a model's classes, and keypoints with keypoints.
 
         Args:
             data: Annotation file; its pictures are in the folder `images` beside it, or beside it.
             class_names: The model's name of each label.
             classes: As `match_classes` takes it.
             limit: Take the first so many pictures only.
+            keypoint_names: The model's keypoints, into whose order those of the set are put, as `match_keypoints` does.
 
         Raises:
-            StreamError: The set cannot be used, or has other classes than the model.
+            StreamError: The set cannot be used, or has other classes or keypoints than the model.
         """
         content = read_annotations(data)
         categories = match_classes(class_names, content["categories"], classes, data)
-        truth = _restrict(content, set(categories.values()), limit)
+        truth = match_keypoints(_restrict(content, set(categories.values()), limit), keypoint_names, classes, data)
         return cls(data, truth, categories, tuple(locate_pictures(truth["images"], data)))
 
     def frames(self) -> Iterator[tuple[Mapping[str, Any], Frame]]:
