@@ -9,11 +9,9 @@ from edge_mrcnn.training.foreign.layout import Rules
 from edge_mrcnn.training.foreign.weights import ForeignFile
 
 SUPPORTED = (
-    "Supported are detectron2's Mask R-CNN and Keypoint R-CNN with FPN, and Mask R-CNN C4, of ResNet-50, -101, -152 or "
-    "ResNeXt with frozen or plain batch norm"
+    "Of its models Mask R-CNN and Keypoint R-CNN with FPN, and Mask R-CNN C4, can be imported, on a ResNet-50, -101, "
+    "-152 or ResNeXt with frozen or plain batch norm"
 )
-
-_PROJECT = "detectron2"
 
 CLASSES = "roi_heads.box_predictor.cls_score.weight"
 BOXES = "roi_heads.box_predictor.bbox_pred.weight"
@@ -100,7 +98,7 @@ OTHERS = (
     (r"res\d_\d+_branch.*|stem\.conv1\..*", "a backbone trained on ImageNet alone, without a detector"),
     (r"head\.ctrness\..*", "an FCOS"),
     (r"head\.(cls|bbox)_subnet\..*|head\.cls_score\..*", "a RetinaNet"),
-    (r"sem_seg_head\.(pixel_decoder|predictor)\..*", "a MaskFormer"),
+    (r"sem_seg_head\.(pixel_decoder|predictor\.\w+)\..*", "a MaskFormer"),
     (r"roi_heads\.box_(head|predictor)\.\d+\..*", "a Cascade R-CNN"),
     (r"roi_heads\.mask_(head\.)?(point|coarse)_head\..*", "a PointRend"),
     (r"roi_heads\.densepose_\w+\..*", "a DensePose"),
@@ -130,14 +128,14 @@ def refuse_others(file: ForeignFile) -> None:
     """
     what = _other(set(file.tensors))
     if what:
-        raise ExportError(f"{file.source} is {what}, which cannot be imported. {SUPPORTED}")
+        raise ExportError(f"{file.source} is a checkpoint of detectron2, but of {what}. {SUPPORTED}")
 
 
 def _other(found: set[str]) -> str | None:
     """What a model is that is not supported, by names that it has or lacks."""
     for pattern, what in OTHERS:
         if any(re.fullmatch(pattern, name) for name in found):
-            return f"{what} of {_PROJECT}"
+            return what
     prefix = "backbone.bottom_up." if any(name.startswith("backbone.bottom_up.") for name in found) else "backbone."
     needed = (
         ("roi_heads.", "a network for proposals alone (RPN)"),
@@ -149,5 +147,5 @@ def _other(found: set[str]) -> str | None:
     )
     for start, what in needed:
         if not any(name.startswith(start) for name in found):
-            return f"{what}, of {_PROJECT}"
+            return what
     return None
