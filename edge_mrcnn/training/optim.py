@@ -7,7 +7,7 @@ import math
 
 import torch
 from torch import nn
-from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 STAGES = (
     ("conv1", "bn1", "stem"),
@@ -39,7 +39,7 @@ def make_optimizer(model: nn.Module, kind: str, lr: float, weight_decay: float) 
     return torch.optim.AdamW(groups, lr)
 
 
-def freeze_backbone(model: MaskRCNN, trainable: int) -> None:
+def freeze_backbone(model: GeneralizedRCNN, trainable: int) -> None:
     """Freeze all but the last `trainable` of the backbone's five stages, as torchvision does.
 
     Raises:
@@ -53,6 +53,30 @@ def freeze_backbone(model: MaskRCNN, trainable: int) -> None:
             child.requires_grad_(False)
 
 
+def freeze_except(model: nn.Module, prefix: str) -> None:
+    """Freeze all parameters but those whose names begin with `prefix`.
+
+    Raises:
+        ValueError: There are none.
+    """
+    learning = [name for name, _ in model.named_parameters() if name.startswith(prefix)]
+    if not learning:
+        first = sorted({".".join(name.split(".")[:2]) for name, _ in model.named_parameters()})
+        raise ValueError(f"only is {prefix!r}, but no weight's name begins so; they begin with {', '.join(first)}")
+    for name, parameter in model.named_parameters():
+        if not name.startswith(prefix):
+            parameter.requires_grad_(False)
+
+
+def set_training(model: nn.Module) -> None:
+    """Training mode, except for frozen parts, whose norms keep their statistics."""
+    model.train()
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            module.eval()
+
+
 class Average:
     """Exponential moving average of a model's weights and running statistics.
 
@@ -60,13 +84,13 @@ class Average:
         model: The averaged model, in evaluation mode.
     """
 
-    def __init__(self, model: MaskRCNN, decay: float) -> None:
+    def __init__(self, model: GeneralizedRCNN, decay: float) -> None:
         """Start from a copy of `model`."""
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
 
     @torch.no_grad()
-    def update(self, model: MaskRCNN, step: int) -> None:
+    def update(self, model: GeneralizedRCNN, step: int) -> None:
         """Take in the weights after `step` steps; early on the average is shorter, so that it does not lag."""
         decay = min(self.decay, (1 + step) / (10 + step))
         own, new = self.model.state_dict(), model.state_dict()

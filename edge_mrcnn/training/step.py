@@ -6,7 +6,8 @@ evaluation and the exported graph see the same pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -70,7 +71,8 @@ class CanvasModel(nn.Module):
         transform = model.transform
         images = normalise(pictures, sizes, transform.image_mean, transform.image_std)
         truth = list(targets) if model.training else None
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
+        rows_first = _row_by_row(getattr(model.roi_heads, "keypoint_predictor", None))
+        with rows_first, torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
             features = {name: level.float() for name, level in model.backbone(images).items()}
             self._set_scales(features, images)
             proposals, rpn_losses = model.rpn(ImageList(images, sizes), features, truth)
@@ -87,3 +89,13 @@ class CanvasModel(nn.Module):
         for pool in roi_pools(self.model).values():
             if pool.scales is None:
                 pool(first, [torch.tensor([[0.0, 0.0, 8.0, 8.0]], device=images.device)], canvas)
+
+
+@contextmanager
+def _row_by_row(predictor: nn.Module | None) -> Iterator[None]:
+    """Lets `predictor` give its heatmaps in plain memory order, the only one that torchvision's keypoint loss takes."""
+    if predictor is None:
+        yield
+        return
+    with predictor.register_forward_hook(lambda _module, _inputs, output: output.contiguous()):
+        yield

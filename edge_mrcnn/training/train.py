@@ -31,10 +31,17 @@ from edge_mrcnn.training.augment import Augmentation
 from edge_mrcnn.training.checkpoint import load_checkpoint, load_state, load_weights, save_checkpoint
 from edge_mrcnn.training.dataset import CocoDataset, Target, collate
 from edge_mrcnn.training.distributed import EpochSampler, World
-from edge_mrcnn.training.optim import Average, freeze_backbone, learning_rate, make_optimizer
+from edge_mrcnn.training.optim import (
+    Average,
+    freeze_backbone,
+    freeze_except,
+    learning_rate,
+    make_optimizer,
+    set_training,
+)
 from edge_mrcnn.training.sparse_pool import use_sparse_pools
 from edge_mrcnn.training.step import CanvasModel
-from edge_mrcnn.training.validate import validate
+from edge_mrcnn.training.validate import leading_figure, validate
 from edge_mrcnn.training.zoo import build_model, find_entry
 
 log = logging.getLogger(__name__)
@@ -72,6 +79,9 @@ class TrainOptions:
     trainable_backbone_layers: int | None = None
     """How many of the backbone's five stages learn, counted from the last. None: 3 with weights to start from (as
     torchvision), else 5."""
+    only: str | None = None
+    """Train only the weights whose names begin so, such as `roi_heads.keypoint_`; the rest stays to the bit, its norms'
+    statistics too, and much of the work is saved."""
     size: str | None = None
     """Input size HxW in pixels, multiples of 32, such as 480x640; the model's default when not given."""
     small_epochs: int = 0
@@ -200,16 +210,21 @@ class _Trainer:
 
     def _build(self) -> GeneralizedRCNN:
         options, classes = self.options, len(self.data.class_names)
-        model = build_model(self.name, classes, options.weights, replace_class_layers=True)
+        points = len(self.data.keypoints.names) if find_entry(self.name).keypoints else 0
+        model = build_model(
+            self.name, classes, options.weights, num_keypoints=points or None, replace_class_layers=True
+        )
         check_keypoint_head(model, self.data)
         stages = options.trainable_backbone_layers
         freeze_backbone(model, (3 if options.weights else 5) if stages is None else stages)
+        if options.only is not None:
+            freeze_except(model, options.only)
         return model
 
     def _train_epoch(self, wrapped: nn.Module) -> None:
         self.sampler.epoch = self.data.epoch = self.epoch
         self.data.canvas_hw = canvas_of_epoch(self.options, self.size, self.epoch)
-        _set_training(self.model)
+        set_training(self.model)
         started = time.monotonic()
         total: dict[str, float] = {}
         for pictures, targets in self._batches():
@@ -347,12 +362,6 @@ def canvas_of_epoch(options: TrainOptions, size: tuple[int, int], epoch: int) ->
     return height, width
 
 
-def leading_figure(model: GeneralizedRCNN) -> str:
-    """The figure of `validate` by which the best checkpoint is chosen: of what the network alone has a head for."""
-    heads = model.roi_heads
-    return "keypoint_ap" if heads.has_keypoint() else "mask_ap" if heads.has_mask() else "box_ap"
-
-
 def check_keypoint_head(model: GeneralizedRCNN, data: CocoDataset) -> None:
     """Check that data and network have the same keypoints.
 
@@ -367,15 +376,6 @@ def check_keypoint_head(model: GeneralizedRCNN, data: CocoDataset) -> None:
             f"{data.annotations} names {given} keypoints, the network has {made}: its categories must list the "
             "network's keypoints, or pick a network without keypoints"
         )
-
-
-def _set_training(model: GeneralizedRCNN) -> None:
-    """Training mode, except for frozen parts, whose norms keep their statistics."""
-    model.train()
-    for module in model.backbone.body.children():
-        parameters = list(module.parameters())
-        if parameters and not any(parameter.requires_grad for parameter in parameters):
-            module.eval()
 
 
 def _check(options: TrainOptions) -> None:

@@ -43,6 +43,12 @@ def validate(model: GeneralizedRCNN, dataset: CocoDataset, limit: int = 0) -> di
     return score(dataset, results, {dataset.records[int(index)].image_id for index in chosen}, kinds)
 
 
+def leading_figure(model: GeneralizedRCNN) -> str:
+    """The figure of `validate` by which the best checkpoint is chosen: of what the network alone has a head for."""
+    heads = model.roi_heads
+    return "keypoint_ap" if heads.has_keypoint() else "mask_ap" if heads.has_mask() else "box_ap"
+
+
 def score(
     dataset: CocoDataset,
     results: list[dict[str, Any]],
