@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.image_list import ImageList
 
 from edge_mrcnn.training.zoo import build_model
@@ -27,7 +27,7 @@ def random_model(
     num_classes: int | None = None,
     seed: int = 0,
     background: float = 14.0,
-) -> MaskRCNN:
+) -> GeneralizedRCNN:
     """Build a network of the zoo with seeded random weights whose scores neither tie nor saturate.
 
     Args:
@@ -54,7 +54,7 @@ def random_model(
     return model
 
 
-def _calibrate_norms(model: MaskRCNN, images: ImageList) -> None:
+def _calibrate_norms(model: GeneralizedRCNN, images: ImageList) -> None:
     """Let every batch norm take the statistics of one batch, through the forward of inference."""
     norms = [(norm, norm.momentum) for norm in model.modules() if isinstance(norm, nn.BatchNorm2d)]
     for norm, _ in norms:
@@ -67,7 +67,7 @@ def _calibrate_norms(model: MaskRCNN, images: ImageList) -> None:
         norm.eval()
 
 
-def _spread_outputs(model: MaskRCNN, images: ImageList) -> None:
+def _spread_outputs(model: GeneralizedRCNN, images: ImageList) -> None:
     """Spread the outputs of each output layer; what comes before it runs once."""
     features, heads = model.backbone(images.tensors), model.roi_heads
     for layer, spread in ((model.rpn.head.cls_logits, 2.0), (model.rpn.head.bbox_pred, 0.3)):
@@ -76,8 +76,15 @@ def _spread_outputs(model: MaskRCNN, images: ImageList) -> None:
     pooled = heads.box_head(heads.box_roi_pool(features, proposals, images.image_sizes))
     for layer, spread in ((heads.box_predictor.cls_score, 1.5), (heads.box_predictor.bbox_pred, 1.0)):
         spread_output(layer, spread, lambda: heads.box_predictor(pooled))
-    layer = heads.mask_predictor.mask_fcn_logits
-    spread_output(layer, 2.0, lambda: heads(features, proposals, images.image_sizes))
+    for layer, spread in head_layers(model):
+        spread_output(layer, spread, lambda: heads(features, proposals, images.image_sizes))
+
+
+def head_layers(model: GeneralizedRCNN) -> list[tuple[nn.Module, float]]:
+    """The last layers of the mask and keypoint heads that a network has, and what spread their outputs are given."""
+    heads = model.roi_heads
+    masks = [(heads.mask_predictor.mask_fcn_logits, 2.0)] if heads.has_mask() else []
+    return masks + ([(heads.keypoint_predictor.kps_score_lowres, 2.0)] if heads.has_keypoint() else [])
 
 
 def spread_output(layer: nn.Module, spread: float, forward: Callable[[], object]) -> None:
@@ -89,12 +96,13 @@ def spread_output(layer: nn.Module, spread: float, forward: Callable[[], object]
     scale = spread / outputs.std(1).clamp(min=1e-6)
     assert isinstance(layer.weight, Tensor)
     assert isinstance(layer.bias, Tensor)
-    layer.weight *= scale.view(-1, *[1] * (layer.weight.dim() - 1))
+    channels = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
+    layer.weight *= scale.view([-1 if dim == channels else 1 for dim in range(layer.weight.dim())])
     layer.bias.copy_((layer.bias - outputs.mean(1)) * scale)
 
 
 @contextmanager
-def _every_score_counts(model: MaskRCNN) -> Iterator[None]:
+def _every_score_counts(model: GeneralizedRCNN) -> Iterator[None]:
     """Set the score threshold to 0, so that the mask head sees data whatever the scores are."""
     threshold, model.roi_heads.score_thresh = model.roi_heads.score_thresh, 0.0
     try:

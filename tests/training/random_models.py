@@ -6,6 +6,7 @@ implementations fails. So each output layer is scaled to a given spread on the v
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,12 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.resnet import Bottleneck
 from torchvision.ops.poolers import LevelMapper
 
-from edge_mrcnn.training.random_weights import spread_output
+from edge_mrcnn.training.random_weights import head_layers, spread_output
+from edge_mrcnn.training.sparse_pool import roi_pools
 from edge_mrcnn.training.zoo import build_model
 
 Images = npt.NDArray[np.uint8]
@@ -52,12 +54,13 @@ def letterboxed(canvas: tuple[int, int], contents: Sizes, seed: int) -> tuple[Im
     return images, np.array(contents, np.float32)
 
 
-def seeded_model(name: str, seed: int = 0) -> MaskRCNN:
+def seeded_model(name: str, seed: int = 0, rois: int = 150) -> GeneralizedRCNN:
     """A model of the zoo with seeded weights and spread-out scores, for canvases of any size.
 
     Args:
         name: Name in the zoo.
         seed: Of the weights.
+        rois: Most proposals of a picture that statistics are taken from.
     """
     torch.manual_seed(seed)
     model = build_model(name, CLASSES)
@@ -68,7 +71,7 @@ def seeded_model(name: str, seed: int = 0) -> MaskRCNN:
     def forward() -> None:
         Reference(model, images, sizes).detect()
 
-    with torch.no_grad(), fewer_rois(model):
+    with torch.no_grad(), fewer_rois(model, rois):
         calibrate_norms(model, forward)
         heads = model.roi_heads
         for layer, spread in (
@@ -76,7 +79,7 @@ def seeded_model(name: str, seed: int = 0) -> MaskRCNN:
             (model.rpn.head.bbox_pred, 0.3),
             (heads.box_predictor.cls_score, 1.5),
             (heads.box_predictor.bbox_pred, 1.0),
-            (heads.mask_predictor.mask_fcn_logits, 2.0),
+            *head_layers(model),
         ):
             spread_output(layer, spread, forward)
     return model
@@ -94,10 +97,11 @@ def calm_residuals(model: nn.Module) -> None:
 
 
 @contextmanager
-def fewer_rois(model: MaskRCNN) -> Iterator[None]:
-    """Fewer proposals and detections for a while: statistics need no thousand."""
+def fewer_rois(model: GeneralizedRCNN, most: int) -> Iterator[None]:
+    """Fewer proposals and detections for a while: statistics need no thousand, a heatmap's not even twenty."""
     proposals, detections = model.rpn._post_nms_top_n["testing"], model.roi_heads.detections_per_img
-    model.rpn._post_nms_top_n["testing"], model.roi_heads.detections_per_img = min(proposals, 150), 20
+    model.rpn._post_nms_top_n["testing"] = min(proposals, 150)
+    model.roi_heads.detections_per_img = 5 if model.roi_heads.has_keypoint() else 20
     yield
     model.rpn._post_nms_top_n["testing"], model.roi_heads.detections_per_img = proposals, detections
 
@@ -113,11 +117,11 @@ def calibrate_norms(model: nn.Module, forward: Callable[[], None]) -> None:
     model.eval()
 
 
-def fix_pools(model: MaskRCNN, canvas: tuple[int, int]) -> None:
+def fix_pools(model: GeneralizedRCNN, canvas: tuple[int, int]) -> None:
     """Set the pools' scales: torchvision infers them from the first picture's content, which a letterbox misleads."""
     with torch.no_grad():
         features = model.backbone(torch.zeros(1, 3, *canvas))
-    for pool in (model.roi_heads.box_roi_pool, model.roi_heads.mask_roi_pool):
+    for pool in roi_pools(model).values():
         strides = [2 ** round(np.log2(canvas[0] / features[name].shape[2])) for name in pool.featmap_names]
         pool.scales = [1 / stride for stride in strides]
         first, last = int(np.log2(strides[0])), int(np.log2(strides[-1]))
@@ -128,7 +132,7 @@ class Reference:
     """torchvision's own forward on letterboxed pictures: normalise the content, pad with zeros, then its modules."""
 
     @torch.no_grad()
-    def __init__(self, model: MaskRCNN, images: Images, image_hw: npt.NDArray[np.float32]) -> None:
+    def __init__(self, model: GeneralizedRCNN, images: Images, image_hw: npt.NDArray[np.float32]) -> None:
         self.heads = model.roi_heads
         self.sizes = [(int(height), int(width)) for height, width in image_hw]
         batch = torch.zeros(len(images), 3, *images.shape[1:3])
@@ -143,11 +147,20 @@ class Reference:
 
     @torch.no_grad()
     def detect(self) -> list[dict[str, Tensor]]:
-        """Boxes, scores, labels and masks of each picture."""
-        results: list[dict[str, Tensor]] = self.heads(self.features, self.proposals, self.sizes)[0]
+        """Boxes, scores, labels and masks of each picture; with a keypoint head also keypoints and their heatmaps."""
+        seen: list[Tensor] = []
+        with contextlib.ExitStack() as hooks:
+            if self.heads.has_keypoint():
+                hooks.enter_context(
+                    self.heads.keypoint_predictor.register_forward_hook(lambda *given: seen.append(given[-1]))
+                )
+            results: list[dict[str, Tensor]] = self.heads(self.features, self.proposals, self.sizes)[0]
+        for maps in seen:
+            for result, own in zip(results, maps.split([len(each["scores"]) for each in results]), strict=True):
+                result["keypoint_logits"] = own
         return results
 
-    def separate_proposals(self, model: MaskRCNN) -> None:
+    def separate_proposals(self, model: GeneralizedRCNN) -> None:
         """Lower the limit of proposals to where the last one taken and the next differ most in score.
 
         At any other place they may differ by a rounding error, and each gives detections of its own.
@@ -181,7 +194,7 @@ class Reference:
 
 
 @contextmanager
-def record_ranks(model: MaskRCNN, ranks: list[Tensor]) -> Iterator[None]:
+def record_ranks(model: GeneralizedRCNN, ranks: list[Tensor]) -> Iterator[None]:
     """Note the scores of the proposals, best first, which torchvision's RPN keeps to itself."""
     original = model.rpn.filter_proposals
 

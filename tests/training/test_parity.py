@@ -15,7 +15,7 @@ pytest.importorskip("torch", reason="torch is not installed")
 
 import torch
 from torch import Tensor
-from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.ops import box_iou
 
 from edge_mrcnn.class_names import complete_class_names
@@ -27,11 +27,16 @@ pytestmark = [pytest.mark.torch, pytest.mark.slow]
 log = logging.getLogger(__name__)
 
 LEAST_DETECTIONS = 50
+FEWER_DETECTIONS = {"keypointrcnn_resnet50_fpn": 12}
+"""Where a detection costs 4 GMAC."""
+
 MATCHED = 0.995
 EXTRA = 0.005
 IOU = 0.99
 SCORE = 2e-3
 MASK = 1e-3
+HEATMAP = 1e-3
+"""Mean difference of a heatmap's logits, whose standard deviation is 2."""
 
 NETWORK_THRESHOLD = 0.04
 """Below what is compared (0.05), so that a rounding error at the threshold does not make a detection vanish."""
@@ -42,13 +47,15 @@ PROPOSALS = {
     "maskrcnn_resnet50_fpn_v2": 300,
     "maskrcnn_resnet101_fpn": 300,
     "maskrcnn_resnext101_fpn": 300,
+    "keypointrcnn_edge": 200,
+    "keypointrcnn_resnet50_fpn": 300,
 }
 """torchvision's limit, or fewer where the heads are heavy, or the same as elsewhere: that keeps the tests short."""
 
 SIZES = ((256, 320), (320, 320), (480, 640))
-CASES = [
-    (name, size) for name in PROPOSALS for size in (*SIZES, *([(800, 1088)] if name == "maskrcnn_resnet50_fpn" else []))
-]
+ONLY = {name: SIZES[:1] for name in ("keypointrcnn_edge", "keypointrcnn_resnet50_fpn")}
+MORE = {"maskrcnn_resnet50_fpn": (*SIZES, (800, 1088))}
+CASES = [(name, size) for name in PROPOSALS for size in {**ONLY, **MORE}.get(name, SIZES)]
 
 
 @dataclass
@@ -60,21 +67,26 @@ class Score:
     given: int = 0
     extra: int = 0
     mask_differences: list[float] = field(default_factory=list)
+    heatmap_differences: list[float] = field(default_factory=list)
 
     def check(self) -> None:
         assert self.matched >= MATCHED * self.expected, self
         assert self.extra <= EXTRA * self.given, self
-        assert np.mean(self.mask_differences) <= MASK, self
+        assert np.mean(self.mask_differences or [0]) <= MASK, self
+        assert np.mean(self.heatmap_differences or [0]) <= HEATMAP, self
 
     def __str__(self) -> str:
-        mask = np.mean(self.mask_differences)
-        return f"{self.matched}/{self.expected} matched, {self.extra} extra, mask difference {mask:.1e}"
+        mask, heatmap = (np.mean(each or [0]) for each in (self.mask_differences, self.heatmap_differences))
+        return (
+            f"{self.matched}/{self.expected} matched, {self.extra} extra, difference of masks {mask:.1e}, of heatmaps "
+            f"{heatmap:.1e}"
+        )
 
 
 @pytest.fixture(scope="module")
-def models() -> Iterator[dict[str, MaskRCNN]]:
+def models() -> Iterator[dict[str, GeneralizedRCNN]]:
     """The last seeded model, by name: one at a time is kept, since they are large."""
-    kept: dict[str, MaskRCNN] = {}
+    kept: dict[str, GeneralizedRCNN] = {}
     threads = torch.get_num_threads()
     yield kept
     torch.set_num_threads(threads)
@@ -83,11 +95,11 @@ def models() -> Iterator[dict[str, MaskRCNN]]:
 @pytest.mark.parametrize(
     ("name", "canvas"), CASES, ids=lambda value: "x".join(map(str, value)) if len(value) == 2 else value
 )
-def test_detections_are_torchvisions(name: str, canvas: tuple[int, int], models: dict[str, MaskRCNN]) -> None:
+def test_detections_are_torchvisions(name: str, canvas: tuple[int, int], models: dict[str, GeneralizedRCNN]) -> None:
     if name not in models:
         models.clear()
         gc.collect()
-        models[name] = seeded_model(name)
+        models[name] = seeded_model(name, rois=min(150, PROPOSALS[name]))
     model = models[name]
     model.rpn._post_nms_top_n["testing"] = PROPOSALS[name]
     height, width = canvas
@@ -96,20 +108,26 @@ def test_detections_are_torchvisions(name: str, canvas: tuple[int, int], models:
     fix_pools(model, canvas)
     reference = Reference(model, images, image_hw)
     reference.separate_proposals(model)
-    reference.set_background(LEAST_DETECTIONS + 5)
+    least = FEWER_DETECTIONS.get(name, LEAST_DETECTIONS)
+    reference.set_background(least + 5)
     expected = reference.detect()
     session = open_session(model, name, canvas)
+    outputs = [output.name for output in session.get_outputs()]
+    assert ("masks" in outputs, "keypoint_logits" in outputs) == tuple(
+        key in expected[0] for key in ("masks", "keypoints")
+    )
     for batch in (slice(0, 2), slice(1, 2)):
         score = Score()
         found = session.run(None, {"images": images[batch], "image_hw": image_hw[batch]})
         for picture, want in enumerate(expected[batch]):
-            assert len(want["scores"]) >= LEAST_DETECTIONS
-            compare(want, [torch.as_tensor(output[picture]) for output in found], score)
+            assert len(want["scores"]) >= least
+            rows = {name: torch.as_tensor(output[picture]) for name, output in zip(outputs, found, strict=True)}
+            compare(want, rows, score)
         log.info("%s at %dx%d, batch %d: %s", name, height, width, len(found[0]), score)
         score.check()
 
 
-def open_session(model: MaskRCNN, name: str, canvas: tuple[int, int]) -> onnxruntime.InferenceSession:
+def open_session(model: GeneralizedRCNN, name: str, canvas: tuple[int, int]) -> onnxruntime.InferenceSession:
     classes = model.roi_heads.box_predictor.cls_score.out_features
     proto, _ = trace_model(model, name, canvas, complete_class_names(None, classes))
     options = onnxruntime.SessionOptions()
@@ -117,12 +135,12 @@ def open_session(model: MaskRCNN, name: str, canvas: tuple[int, int]) -> onnxrun
     return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def compare(want: dict[str, Tensor], found: list[Tensor], score: Score) -> None:
+def compare(want: dict[str, Tensor], found: dict[str, Tensor], score: Score) -> None:
     """Match one picture's detections one to one and add to the score."""
-    num, boxes, scores, labels, masks = found
-    count = int(num)
-    for output in found[1:]:
+    count = int(found.pop("num_detections"))
+    for output in found.values():
         assert not output[count:].any(), "rows beyond num are not zero"
+    boxes, scores, labels = found["boxes"], found["scores"], found["labels"]
     agree = box_iou(want["boxes"], boxes[:count]) >= IOU
     agree &= want["labels"][:, None] == labels[:count]
     agree &= (want["scores"][:, None] - scores[:count]).abs() <= SCORE
@@ -137,6 +155,10 @@ def compare(want: dict[str, Tensor], found: list[Tensor], score: Score) -> None:
     score.given += count
     unpaired = [column for column in range(count) if column not in pairs.values()]
     score.extra += int(matter(boxes[unpaired], scores[unpaired]).sum())
-    score.mask_differences += [
-        float((want["masks"][row, 0] - masks[column]).abs().mean()) for row, column in pairs.items()
-    ]
+    rows, columns = list(pairs), list(pairs.values())
+    if "masks" in found:
+        differences = (want["masks"][rows, 0] - found["masks"][columns]).abs()
+        score.mask_differences += differences.mean((1, 2)).tolist()
+    if "keypoint_logits" in found:
+        differences = (want["keypoint_logits"][rows] - found["keypoint_logits"][columns]).abs()
+        score.heatmap_differences += differences.mean((1, 2, 3)).tolist()
