@@ -9,6 +9,7 @@ from edge_mrcnn.class_names import read_class_names
 from edge_mrcnn.errors import ExportError
 from edge_mrcnn.import_options import ImportOptions
 from edge_mrcnn.spec import parse_size
+from edge_mrcnn.training.export import apply_limits
 from edge_mrcnn.training.foreign import detectron2, mmdetection
 from edge_mrcnn.training.foreign.layout import Imported, listed
 from edge_mrcnn.training.foreign.weights import ForeignFile, read_weights
@@ -30,7 +31,7 @@ def import_checkpoint(path: Path, options: ImportOptions) -> Imported:
         options: Size, limits, class names, and what the checkpoint's config says but the checkpoint does not.
 
     Returns:
-        The model in evaluation mode with the limits asked for, its name, its class names and its canvas.
+        The model in evaluation mode with the limits asked for, its name, class names, canvas and names of keypoints.
 
     Raises:
         ExportError: The file is damaged or malicious, or of a project or architecture that is not supported.
@@ -40,11 +41,11 @@ def import_checkpoint(path: Path, options: ImportOptions) -> Imported:
     if project is None:
         raise _unknown(file)
     imported = project.build(file, options)
-    _apply_limits(imported, options)
+    apply_limits(imported.model, options)
     names = read_class_names(options.class_names) if options.class_names is not None else imported.class_names
     canvas = parse_size(options.size) if options.size is not None else imported.canvas
     log.info("%s: %s of %s", path, imported.name, project.PROJECT)
-    return Imported(imported.model.eval(), imported.name, names, canvas)
+    return Imported(imported.model.eval(), imported.name, names, canvas, imported.keypoints)
 
 
 def _unknown(file: ForeignFile) -> ExportError:
@@ -57,13 +58,3 @@ def _unknown(file: ForeignFile) -> ExportError:
         f"{file.source} is of no project that is known: its weights are called {listed(names)}. Supported are Mask "
         "R-CNNs of detectron2 and mmdetection, and torchvision's through edge-mrcnn export"
     )
-
-
-def _apply_limits(imported: Imported, options: ImportOptions) -> None:
-    model = imported.model
-    if options.score_threshold is not None:
-        model.roi_heads.score_thresh = options.score_threshold
-    if options.detections is not None:
-        model.roi_heads.detections_per_img = options.detections
-    if options.proposals is not None:
-        model.rpn._post_nms_top_n["testing"] = options.proposals

@@ -21,13 +21,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.models.detection import KeypointRCNN, KeypointRCNN_ResNet50_FPN_Weights, MaskRCNN
+from torchvision.models.detection import KeypointRCNN, MaskRCNN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.resnet import ResNet
 
+from edge_mrcnn.class_names import BACKGROUND
 from edge_mrcnn.errors import ExportError
 from edge_mrcnn.import_options import ImportOptions
 from edge_mrcnn.training.c4 import POOLED, maskrcnn_c4
@@ -36,6 +37,8 @@ from edge_mrcnn.training.foreign import detectron2_names as names
 from edge_mrcnn.training.foreign import parts
 from edge_mrcnn.training.foreign.layout import Change, Imported, fill_model
 from edge_mrcnn.training.foreign.weights import ForeignFile
+from edge_mrcnn.training.keypoint_labels import KeypointNames
+from edge_mrcnn.training.keypoints import COCO_PERSON
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +122,8 @@ def build(file: ForeignFile, options: ImportOptions) -> Imported:
     fill_model(model, file, names.RULES[shape.kind], _changes(file, shape, pixels), names.UNUSED)
     head = "maskrcnn" if model.roi_heads.has_mask() else "keypointrcnn"
     name = f"{head}_{parts.name_trunk(shape.blocks, shape.groups, shape.width)}_{shape.kind}"
-    return Imported(model, name, _class_names(model, shape), CANVAS)
+    classes, keypoints = _describe(model, shape.classes)
+    return Imported(model, name, classes, CANVAS, keypoints)
 
 
 # -------------------------------------------------------------------------------------------- what the checkpoint says
@@ -309,12 +313,11 @@ def _changes(file: ForeignFile, shape: Shape, pixels: Pixels) -> dict[str, Chang
     return changes
 
 
-def _class_names(model: GeneralizedRCNN, shape: Shape) -> tuple[str, ...] | None:
-    if model.roi_heads.has_keypoint() and shape.classes == 1 and _coco_keypoints(model):
-        return ("__background__", "person")
-    return parts.coco_names(shape.classes)
-
-
-def _coco_keypoints(model: GeneralizedRCNN) -> bool:
-    known = KeypointRCNN_ResNet50_FPN_Weights.COCO_V1.meta["keypoint_names"]
-    return int(model.roi_heads.keypoint_predictor.kps_score_lowres.out_channels) == len(known)
+def _describe(model: GeneralizedRCNN, classes: int) -> tuple[tuple[str, ...] | None, KeypointNames | None]:
+    """Names of the classes and of the keypoints, where their numbers are COCO's."""
+    if not model.roi_heads.has_keypoint():
+        return parts.coco_names(classes), None
+    count = int(model.roi_heads.keypoint_predictor.kps_score_lowres.out_channels)
+    if count != len(COCO_PERSON.names):
+        return parts.coco_names(classes), None
+    return (BACKGROUND, "person") if classes == 1 else parts.coco_names(classes), COCO_PERSON

@@ -15,6 +15,7 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from edge_mrcnn.errors import ExportError
 from edge_mrcnn.training.foreign.weights import LISTED, ForeignFile
+from edge_mrcnn.training.keypoint_labels import KeypointNames
 
 Rules = Sequence[tuple[str, str]]
 """Pairs of a regular expression that matches one of our names whole, and the file's name, `\\1` for a matched group."""
@@ -31,12 +32,14 @@ class Imported(NamedTuple):
         name: For the spec.
         class_names: Name of each label, the background first; None if nothing says them.
         canvas: Input size (H, W) in pixels.
+        keypoints: Names and lines of its keypoints; None if nothing says them, or there are none.
     """
 
     model: GeneralizedRCNN
     name: str
     class_names: tuple[str, ...] | None
     canvas: tuple[int, int]
+    keypoints: KeypointNames | None = None
 
 
 def fill_model(

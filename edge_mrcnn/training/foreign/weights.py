@@ -177,8 +177,11 @@ def _no_storage(source: str, key: str) -> bytes:
 
 
 def _damaged(source: str, error: BaseException) -> ExportError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-    return ExportError(f"{source} is truncated or damaged: {reason}. Copy or download it again")
+    return ExportError(f"{source} is truncated or damaged: {_reason(error)}. Copy or download it again")
+
+
+def _reason(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 # ------------------------------------------------------------------------------------------------------------ content
@@ -222,11 +225,13 @@ def _make_tensor(value: object, read_bytes: ReadBytes, where: str) -> Tensor | N
                 return _torch_tensor(value, read_bytes)
             case name if name in _ARRAY_MAKERS | _BUFFER_MAKERS | _SCALAR_MAKERS:
                 return torch.from_numpy(_numpy_array(value))
+            case _:
+                raise ValueError("it is something else")
     except (ValueError, TypeError, IndexError, KeyError, AssertionError, RuntimeError, OverflowError) as error:
         raise ExportError(
-            f"{where} is damaged: it is no tensor as torch or NumPy write them ({error}). Copy or download it again"
+            f"{where} is no tensor as torch or NumPy write them, or damaged ({_reason(error)}): nothing of it was run. "
+            "Copy or download it again"
         ) from error
-    return None
 
 
 def _torch_tensor(value: Call, read_bytes: ReadBytes) -> Tensor:
