@@ -53,7 +53,7 @@ PROPOSALS = {
 """torchvision's limit, or fewer where the heads are heavy, or the same as elsewhere: that keeps the tests short."""
 
 SIZES = ((256, 320), (320, 320), (480, 640))
-ONLY = {name: SIZES[:1] for name in ("keypointrcnn_edge", "keypointrcnn_resnet50_fpn")}
+ONLY = dict.fromkeys(("keypointrcnn_edge", "keypointrcnn_resnet50_fpn"), SIZES[:1])
 MORE = {"maskrcnn_resnet50_fpn": (*SIZES, (800, 1088))}
 CASES = [(name, size) for name in PROPOSALS for size in {**ONLY, **MORE}.get(name, SIZES)]
 
