@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import onnx
 import tyro
 
-from edge_mrcnn.class_names import complete_class_names, read_class_names
+from edge_mrcnn.class_names import complete_class_names
 from edge_mrcnn.commands import JsonTarget, report
 from edge_mrcnn.compiler.model_file import check_writable, write_model
 from edge_mrcnn.errors import ExportError
@@ -130,22 +130,22 @@ def _import_onnx(path: Path, options: ImportOptions) -> tuple[onnx.ModelProto, M
         )
     from edge_mrcnn.compiler.raw import import_raw  # a checkpoint needs no part of it
 
-    proto = import_raw(raw, options)
+    try:
+        proto = import_raw(raw, options)
+    except ExportError as error:
+        raise ExportError(f"{path}: {error}") from error
     spec = ModelSpec.from_metadata(_metadata(proto), path)
     return proto, spec, list(describe_differences(raw, spec))
 
 
 def _import_checkpoint(path: Path, options: ImportOptions) -> tuple[onnx.ModelProto, ModelSpec, list[str]]:
     """The checkpoint half: torch is imported here and not before."""
-    from edge_mrcnn.training.export import apply_limits, trace_model
+    from edge_mrcnn.training.export import trace_model
     from edge_mrcnn.training.foreign import import_checkpoint
 
-    model, name, names, canvas = import_checkpoint(path, options)
-    apply_limits(model, options)
+    model, name, names, canvas, keypoints = import_checkpoint(path, options)
     classes = int(model.roi_heads.box_predictor.cls_score.out_features)
-    if options.class_names is not None:
-        names = read_class_names(options.class_names)
-    proto, spec = trace_model(model, name, canvas, complete_class_names(names, classes))
+    proto, spec = trace_model(model, name, canvas, complete_class_names(names, classes), keypoints)
     return proto, spec, [f"input: letterboxed onto {canvas[0]}x{canvas[1]}; another size with --size HxW"]
 
 
