@@ -1,0 +1,190 @@
+"""The beginning of torchvision's graph: normalise, resize, pad. It is cut away; what it does is read out of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from edge_mrcnn.compiler.raw.regions import Array, Regions, readers
+from edge_mrcnn.compiler.raw.survey import Mismatch
+from edge_mrcnn.spec import STRIDE_MULTIPLE
+
+_MOVERS = frozenset({"Unsqueeze", "Squeeze", "Gather", "Concat", "Cast", "SplitToSequence", "SequenceAt", "Split"})
+"""Ops by which a picture gets into and out of a batch of one."""
+
+_WEIGHTED = frozenset({"Conv", "MatMul", "Gemm"})
+
+PROBE = 1 << 10
+"""Sides of pictures, in pixels, with which the rule of the resize is found out."""
+
+
+@dataclass
+class Transform:
+    """torchvision's `GeneralizedRCNNTransform`.
+
+    Attributes:
+        picture: The graph's input.
+        resized: `(3, h, w)` or `(1, 3, h, w)`: the picture's content.
+        padded: `(1, 3, H, W)`: what the backbone takes.
+        mean: Per channel.
+        std: Per channel.
+        rule: Shortest side and longest side in pixels after the resize, where the graph takes pictures of any size.
+        content: Height and width of the content: that of the fixed size, or the largest that the rule allows.
+        canvas: The content padded to multiples of 32.
+    """
+
+    picture: gs.Tensor
+    resized: gs.Tensor
+    padded: gs.Tensor
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    rule: tuple[int, int] | None
+    content: tuple[int, int]
+    canvas: tuple[int, int]
+
+    def describe(self) -> str:
+        """Normalisation and size."""
+        mean, std = (", ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
+        size = f"any size, to {self.rule[0]} and at most {self.rule[1]} pixels" if self.rule else "a fixed size"
+        return f"less {mean}, by {std}; {size}, on {self.canvas[0]}x{self.canvas[1]}"
+
+
+def find_transform(regions: Regions) -> Transform:
+    """Follow the picture up to the first convolution.
+
+    Raises:
+        Mismatch: It goes another way.
+    """
+    picture = _find_picture(regions.graph)
+    path = _follow(picture)
+    mean, std = _normalisation(regions, path)
+    resize = next((node for node in path if node.op == "Resize"), None)
+    pad = next((node for node in path if node.op == "Pad"), None)
+    if resize is None or pad is None:
+        raise Mismatch("a Resize and a Pad between the picture and the first convolution", _ops(path))
+    if _text(resize, "mode", "nearest") != "linear":
+        raise Mismatch("a bilinear Resize of the picture", f"mode {_text(resize, 'mode', 'nearest')}")
+    resized = pad.inputs[0]
+    rank = len(picture.shape)
+    fixed = [dim for dim in picture.shape if isinstance(dim, int)]
+    if len(fixed) == rank:
+        rule, content = None, _resized_hw(regions, picture, resize, tuple(fixed[-2:]))
+    else:
+        rule = _read_rule(regions, picture, resize)
+        content = (rule[0], rule[1])
+    canvas = _padded_hw(regions, resized, pad, content)
+    return Transform(picture, resized, path[-1].outputs[0], mean, std, rule, content, canvas)
+
+
+def _find_picture(graph: gs.Graph) -> gs.Tensor:
+    """The input: one picture `(3, H, W)`, or a batch of one."""
+    inputs = [tensor for tensor in graph.inputs if not isinstance(tensor, gs.Constant)]
+    shapes = [list(tensor.shape or []) for tensor in inputs]
+    if len(inputs) != 1 or len(shapes[0]) not in (3, 4) or np.dtype(inputs[0].dtype) != np.float32:
+        raise Mismatch("one input, a picture (3, H, W) in float32", [(t.name, t.shape, t.dtype) for t in inputs])
+    *batch, channels, _, _ = shapes[0]
+    if channels not in (3, None) and not isinstance(channels, str):
+        raise Mismatch("a picture of 3 channels", shapes[0])
+    if batch and batch[0] != 1:
+        raise Mismatch("a batch of one picture, since torchvision's export has a branch for each", shapes[0])
+    return inputs[0]
+
+
+def _follow(picture: gs.Tensor) -> list[gs.Node]:
+    """The nodes from the picture to the first layer with weights."""
+    path: list[gs.Node] = []
+    tensor = picture
+    while True:
+        reading = readers(tensor)
+        if reading and all(node.op in _WEIGHTED for node in reading):
+            return path
+        known = [node for node in reading if node.op in _MOVERS | {"Sub", "Div", "Add", "Mul", "Resize", "Pad"}]
+        if len(reading) != 1 or not known:
+            found = f"{_ops(path)} and then {', '.join(node.op for node in reading) or 'nothing'}"
+            raise Mismatch("Sub, Div, Resize, Pad and then a convolution", found)
+        path.append(reading[0])
+        tensor = reading[0].outputs[0]
+
+
+def _normalisation(regions: Regions, path: Sequence[gs.Node]) -> tuple[tuple[float, float, float], ...]:
+    """Mean and std: `(x - mean) / std`, the constants of a Sub and a Div."""
+    steps = [node for node in path if node.op in ("Sub", "Div", "Add", "Mul")]
+    if [node.op for node in steps] != ["Sub", "Div"]:
+        raise Mismatch("Sub of the mean, then Div by the std", _ops(steps) or "neither")
+    values = [regions.value(node.inputs[1]) for node in steps]
+    sizes = [None if value is None else value.size for value in values]
+    if sizes != [3, 3]:
+        raise Mismatch("a mean and a std of 3 numbers", f"{sizes} numbers")
+    mean, std = (tuple(float(number) for number in value.reshape(-1)) for value in values if value is not None)
+    if min(std) <= 0:
+        raise Mismatch("a std above 0", std)
+    return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
+
+
+def _resized_hw(regions: Regions, picture: gs.Tensor, resize: gs.Node, hw: tuple[int, int]) -> tuple[int, int]:
+    """Size after the resize of a picture of that size."""
+    regions.forget()
+    regions.assume(picture, [*[1] * (len(picture.shape) - 3), 3, *hw])
+    if resize.inputs[0] is not picture:
+        regions.assume(resize.inputs[0], [1, 3, *hw])
+    for step in _between(picture, resize):
+        regions.assume(step.outputs[0], _shape_after(step, hw))
+    sizes = regions.value(resize.inputs[3]) if len(resize.inputs) > 3 else None
+    if sizes is not None and sizes.size == 4:
+        return int(sizes[2]), int(sizes[3])
+    scales = regions.value(resize.inputs[2]) if len(resize.inputs) > 2 else None
+    if scales is None or scales.size != 4:
+        raise Mismatch("the size after the Resize to follow from that of the picture", "it does not")
+    return math.floor(hw[0] * float(scales[2])), math.floor(hw[1] * float(scales[3]))
+
+
+def _between(picture: gs.Tensor, end: gs.Node) -> list[gs.Node]:
+    path = _follow(picture)
+    return path[: next(place for place, node in enumerate(path) if node is end)]
+
+
+def _shape_after(step: gs.Node, hw: tuple[int, int]) -> list[int]:
+    """Of the tensors before the resize only the rank is in question."""
+    shape = step.outputs[0].shape
+    rank = len(shape) if shape else 4 if step.op in ("Unsqueeze", "Concat") else 3
+    return [*[1] * (rank - 3), 3, *hw]
+
+
+def _read_rule(regions: Regions, picture: gs.Tensor, resize: gs.Node) -> tuple[int, int]:
+    """Shortest and longest side: what a square becomes, and the long side of a strip."""
+    square = _resized_hw(regions, picture, resize, (PROBE, PROBE))
+    strip = _resized_hw(regions, picture, resize, (PROBE, 64 * PROBE))
+    if square[0] != square[1] or strip[1] < square[0]:
+        raise Mismatch("a resize to a shortest and at most a longest side", f"{square} of a square, {strip} of a strip")
+    return square[0], strip[1]
+
+
+def _padded_hw(regions: Regions, resized: gs.Tensor, pad: gs.Node, content: tuple[int, int]) -> tuple[int, int]:
+    """Canvas of a content of that size."""
+    pads: Array | None = None
+    for rank in (3, 4):
+        regions.forget()
+        regions.assume(resized, [*[1] * (rank - 3), 3, *content])
+        pads = regions.value(pad.inputs[1])
+        if pads is not None and pads.size == 2 * rank:
+            break
+    if pads is None or pads[: pads.size // 2].any() or pads[-3]:
+        raise Mismatch("padding at the right and the bottom", "none" if pads is None else pads.tolist())
+    canvas = content[0] + int(pads[-2]), content[1] + int(pads[-1])
+    expected = tuple(math.ceil(side / STRIDE_MULTIPLE) * STRIDE_MULTIPLE for side in content)
+    if canvas != expected:
+        raise Mismatch(f"padding of {content} to multiples of {STRIDE_MULTIPLE}", canvas)
+    return canvas
+
+
+def _text(node: gs.Node, name: str, default: str) -> str:
+    value = node.attrs.get(name, default)
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _ops(nodes: Sequence[gs.Node]) -> str:
+    return ", ".join(node.op for node in nodes) or "nothing"
