@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from edge_mrcnn.detections import Detections
 from edge_mrcnn.evaluation.comparison import Agreement
+from edge_mrcnn.evaluation.keypoint_agreement import CLOSE_PX, box_sizes, keypoint_distances, mean_shift
 from edge_mrcnn.runtime.paste import Window, iter_masks
 
 THRESHOLD = 0.5
@@ -32,6 +33,9 @@ _NAMED = 3
 _TELLING_SHIFT, _TELLING_IOU = 0.1, 0.9
 """A score moved further, or a mask that overlaps less, is worth a word where no object is missing."""
 
+_TELLING_KEYPOINTS = 0.03
+"""So are keypoints that moved further, as a share of the box's size."""
+
 _VISIBLE = 0.01
 """Smaller differences are not spoken of."""
 
@@ -49,6 +53,8 @@ class PictureAgreement:
         missed: Rows of the reference's detections from the threshold on that have no partner, not even one with half
             of that score.
         extra: Rows of the candidate's detections from the threshold on that no detection of the reference matches.
+        keypoint_px: `(P, K)` how far their keypoints are apart in pixels, not a number where the reference shows none;
+            None where one side has no keypoints.
     """
 
     reference: Detections
@@ -58,6 +64,7 @@ class PictureAgreement:
     mask_iou: npt.NDArray[np.float64] | None
     missed: npt.NDArray[np.intp]
     extra: npt.NDArray[np.intp]
+    keypoint_px: npt.NDArray[np.float64] | None = None
 
     @property
     def score_shift(self) -> npt.NDArray[np.float64]:
@@ -71,14 +78,24 @@ class PictureAgreement:
         return self.box_iou if self.mask_iou is None else self.mask_iou
 
     @property
+    def keypoint_shift(self) -> npt.NDArray[np.float64]:
+        """`(P,)` mean distance of each pair's keypoints by the size of the reference's box; 0 without keypoints."""
+        return mean_shift(self.keypoint_px, box_sizes(self.reference, self.pairs[:, 0]))
+
+    @property
+    def pair_disagreement(self) -> npt.NDArray[np.float64]:
+        """`(P,)` squares of score shift, of what the masks lack in overlap, and of the keypoints' shift."""
+        return self.score_shift**2 + (1 - self.overlap) ** 2 + self.keypoint_shift**2
+
+    @property
     def disagreement(self) -> float:
         """The larger, the more they differ; 0 where they agree in everything.
 
-        The scores of what is missed or extra, and of each pair the squares of score shift and of what the masks lack in
-        overlap: squares, so that many slight differences do not outweigh one lost object.
+        The scores of what is missed or extra, and the pairs' squares: squares, so that many slight differences do not
+        outweigh one lost object.
         """
         lost = self.reference.score[self.missed].sum() + self.candidate.score[self.extra].sum()
-        return float(lost + (self.score_shift**2).sum() + ((1 - self.overlap) ** 2).sum())
+        return float(lost + self.pair_disagreement.sum())
 
     def describe(self, class_names: Sequence[str]) -> str:
         """The difference in words, such as `misses a mug (0.71) and adds a fork (0.54)`, or `agrees`.
@@ -97,7 +114,7 @@ class PictureAgreement:
         """The largest difference between partners."""
         if not self.disagreement:
             return "agrees"
-        place = int(np.argmax(self.score_shift**2 + (1 - self.overlap) ** 2))
+        place = int(np.argmax(self.pair_disagreement))
         row, other = self.pairs[place]
         name = _article(class_name(class_names, int(self.reference.class_id[row])))
         before, after = self.reference.score[row], self.candidate.score[other]
@@ -107,6 +124,8 @@ class PictureAgreement:
         what = "box" if self.mask_iou is None else "mask"
         if self.overlap[place] < _TELLING_IOU:
             parts.append(f"draws another {what} of {name} (IoU {self.overlap[place]:.2f})")
+        if self.keypoint_px is not None and self.keypoint_shift[place] >= _TELLING_KEYPOINTS:
+            parts.append(f"moves the keypoints of {name} by {np.nanmean(self.keypoint_px[place]):.1f} px")
         return " and ".join(parts) or self._describe_slightly(what)
 
     def _describe_slightly(self, what: str) -> str:
@@ -142,6 +161,7 @@ class AgreementMeter:
         self.threshold = threshold
         self._expected = self._missed = self._extra = 0
         self._box, self._mask, self._shift, self._shift_abs = _Mean(), _Mean(), _Mean(), _Mean()
+        self._close, self._moved = _Mean(), _Mean()
 
     def add(self, reference: Detections, candidate: Detections) -> PictureAgreement:
         """Compare the detections of one picture.
@@ -164,6 +184,10 @@ class AgreementMeter:
         self._mask.add([] if one.mask_iou is None else one.mask_iou)
         self._shift.add(one.score_shift)
         self._shift_abs.add(np.abs(one.score_shift))
+        if one.keypoint_px is not None:
+            shown = ~np.isnan(one.keypoint_px)
+            self._close.add(one.keypoint_px[shown] <= CLOSE_PX)
+            self._moved.add((one.keypoint_px / box_sizes(reference, one.pairs[:, 0])[:, None])[shown])
         return one
 
     def result(self) -> Agreement:
@@ -179,6 +203,8 @@ class AgreementMeter:
             mask_iou=self._mask.value,
             score_shift=self._shift.value,
             score_shift_abs=self._shift_abs.value,
+            keypoint_close=self._close.value,
+            keypoint_shift=self._moved.value,
         )
 
 
@@ -216,8 +242,9 @@ def match_detections(
     missed = np.setdiff1d(np.flatnonzero(expected), pairs[:, 0])
     extra = np.setdiff1d(np.flatnonzero(shown), pairs[:, 1])
     pairs = pairs[expected[pairs[:, 0]]]
-    masks = _mask_iou(reference, candidate, pairs)
-    return PictureAgreement(reference, candidate, pairs, iou[pairs[:, 0], pairs[:, 1]], masks, missed, extra)
+    boxes, masks = iou[pairs[:, 0], pairs[:, 1]], _mask_iou(reference, candidate, pairs)
+    points = keypoint_distances(reference, candidate, pairs)
+    return PictureAgreement(reference, candidate, pairs, boxes, masks, missed, extra, points)
 
 
 def box_iou(boxes: npt.NDArray[np.float32], others: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

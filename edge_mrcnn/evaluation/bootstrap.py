@@ -49,7 +49,7 @@ class ClassMatches:
 
 @dataclass(frozen=True)
 class Matches:
-    """What AP (0.50:0.95, all areas, 100 detections a picture) is computed from: of one candidate's boxes or masks.
+    """What AP (0.50:0.95, all areas, all detections counted) is computed from: of one candidate's boxes, masks or so.
 
     Attributes:
         pictures: Number of pictures.
@@ -157,27 +157,32 @@ def ap_drops(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> tuple[Drop, ...]:
-    """Drops of boxes and masks.
+    """Drops of boxes, masks and keypoints.
 
     Args:
-        reference: Matches by kind: `bbox` and, where there are masks, `segm`.
+        reference: Matches by kind: `bbox` and, where they are there, `segm` and `keypoints`.
         candidates: Likewise.
         resamples: How many.
         seed: Same seed, same resamples.
 
     Returns:
-        For each candidate; its `mask` is None where it or the reference has no masks.
+        For each candidate; its `mask` is None where it or the reference has no masks, and so is `keypoint`.
 
     Raises:
         ValueError: A candidate has another number of pictures, or there is no truth to measure AP on.
     """
     box = paired_drops(reference["bbox"], [one["bbox"] for one in candidates], resamples, seed)
-    with_masks = [one["segm"] for one in candidates if "segm" in one] if "segm" in reference else []
-    mask = iter(paired_drops(reference["segm"], with_masks, resamples, seed)) if with_masks else iter(())
-    return tuple(
-        Drop(of_box, next(mask) if "segm" in one and "segm" in reference else None)
-        for of_box, one in zip(box, candidates, strict=True)
-    )
+    mask, keypoint = (_drops_of(kind, reference, candidates, resamples, seed) for kind in ("segm", "keypoints"))
+    return tuple(map(Drop, box, mask, keypoint))
+
+
+def _drops_of(
+    kind: str, reference: Mapping[str, Matches], candidates: Sequence[Mapping[str, Matches]], resamples: int, seed: int
+) -> tuple[Interval | None, ...]:
+    """Drops of what not all have; None where one side lacks it."""
+    there = [one[kind] for one in candidates if kind in one] if kind in reference else []
+    drops = iter(paired_drops(reference[kind], there, resamples, seed)) if there else iter(())
+    return tuple(next(drops) if there and kind in one else None for one in candidates)
 
 
 def _interval(drops: npt.NDArray[np.float64]) -> Interval:

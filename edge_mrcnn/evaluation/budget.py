@@ -83,11 +83,13 @@ class BudgetResult:
 
     def lines(self) -> list[str]:
         """The result as lines of text: each step, then what is kept."""
-        rows = [f"{'groups kept':>11} {'box AP lost (95 %)':>24} {'mask AP lost (95 %)':>24}"]
+        kinds = [kind for kind in ("box", "mask", "keypoint") if any(kind in step.drop.kinds for step in self.steps)]
+        rows = [f"{'groups kept':>11}" + "".join(f" {f'{kind} AP lost (95 %)':>24}" for kind in kinds)]
         for step in self.steps:
-            mask = "-" if step.drop.mask is None else _interval(step.drop.mask)
+            drops = [step.drop.kinds.get(kind) for kind in kinds]
+            cells = "".join(f" {'-' if lost is None else _interval(lost):>24}" for lost in drops)
             verdict = "within" if step.fits else "above"
-            rows.append(f"{len(step.kept):>11} {_interval(step.drop.box):>24} {mask:>24}  {verdict} {self.max_drop:g}")
+            rows.append(f"{len(step.kept):>11}{cells}  {verdict} {self.max_drop:g}")
         kept = f"kept out of int8: {', '.join(self.kept)}" if self.kept else "nothing needs to be kept out of int8"
         return [
             *rows,
@@ -252,4 +254,4 @@ def _interval(value: Interval) -> str:
 
 
 def _both(drop: Drop) -> str:
-    return f"box {_interval(drop.box)}" + ("" if drop.mask is None else f", mask {_interval(drop.mask)}")
+    return ", ".join(f"{kind} {_interval(lost)}" for kind, lost in reversed(drop.kinds.items()))

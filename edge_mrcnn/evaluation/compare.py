@@ -21,15 +21,17 @@ from edge_mrcnn.evaluation.agreement import AgreementMeter
 from edge_mrcnn.evaluation.bench import BenchOptions, DetectorSubject, StageStats, compare
 from edge_mrcnn.evaluation.bootstrap import Matches, ap_drops
 from edge_mrcnn.evaluation.candidates import Candidate, open_candidates
-from edge_mrcnn.evaluation.coco import ApSummary, import_pycocotools, run_cocoeval, summarise, to_results
+from edge_mrcnn.evaluation.coco import ApSummary, import_pycocotools, kinds_of, run_cocoeval, summarise, to_results
 from edge_mrcnn.evaluation.compare_options import CompareOptions
 from edge_mrcnn.evaluation.compared_pictures import ComparedPicture, LabelledPictures, UnlabelledPictures
 from edge_mrcnn.evaluation.comparison import CandidateResult, Drop, PrecisionComparison
 from edge_mrcnn.evaluation.dataset import LabelledSet
 from edge_mrcnn.evaluation.disagreement import DisagreementGallery
 from edge_mrcnn.evaluation.machine import describe_machine
+from edge_mrcnn.runtime.annotate import AnnotateOptions
 from edge_mrcnn.runtime.detector import Detector
 from edge_mrcnn.runtime.preprocess import letterbox_batch
+from edge_mrcnn.spec import ModelSpec
 
 Picture = npt.NDArray[np.uint8]
 """`(H, W, 3)` uint8, RGB."""
@@ -71,7 +73,7 @@ def compare_precisions(
     machine = describe_machine()
     files = [Path(path) for path in others]
     with open_candidates(Path(model), files, None if reference is None else Path(reference), options) as candidates:
-        labelled = _read_labels(data, candidates[0].runner.spec.class_names, options)
+        labelled = _read_labels(data, candidates[0].runner.spec, options)
         pictures = (
             UnlabelledPictures(str(frames), options.every, options.limit)
             if labelled is None
@@ -116,7 +118,9 @@ class _Tally:
         self._meters = {label: AgreementMeter(options.threshold) for label in others}
         self._rows: dict[str, list[dict[str, Any]]] = {label: [] for label in self._detectors}
         self._known = frozenset(Ranges.load(options.ranges).pictures) if options.ranges is not None else frozenset()
-        self.gallery = DisagreementGallery(options.worst, self._reference, self._spec.class_names, options.threshold)
+        look = AnnotateOptions(skeleton=self._spec.skeleton)
+        names = self._spec.class_names
+        self.gallery = DisagreementGallery(options.worst, self._reference, names, options.threshold, look)
 
     def add(self, picture: ComparedPicture) -> None:
         """Run all candidates on a picture."""
@@ -160,7 +164,7 @@ class _Tally:
         accuracy: dict[str, ApSummary] = {}
         matches: dict[str, dict[str, Matches]] = {}
         for label, rows in self._rows.items():
-            evaluations = run_cocoeval(truth, rows)
+            evaluations = run_cocoeval(truth, rows, kinds_of(self._detectors[label].spec))
             accuracy[label] = summarise(evaluations, truth["categories"])
             matches[label] = {kind: Matches.of(found) for kind, found in evaluations.items()}
         reference = matches.pop(self._reference)
@@ -180,8 +184,10 @@ def _check_sources(data: Path | None, frames: str | Path | None, options: Compar
         raise ValueError(f"--every is for --frames, got {options.every} with --data; to take fewer pictures: --limit N")
 
 
-def _read_labels(data: Path | None, class_names: Sequence[str], options: CompareOptions) -> LabelledSet | None:
-    return None if data is None else LabelledSet.read(data, class_names, options.classes, options.limit)
+def _read_labels(data: Path | None, spec: ModelSpec, options: CompareOptions) -> LabelledSet | None:
+    if data is None:
+        return None
+    return LabelledSet.read(data, spec.class_names, options.classes, options.limit, spec.keypoint_names)
 
 
 def _measure_latency(

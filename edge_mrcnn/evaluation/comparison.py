@@ -34,10 +34,18 @@ class Drop:
     Attributes:
         box: Of the boxes.
         mask: Of the masks; None where the model or the data has none.
+        keypoint: Of the keypoints; likewise.
     """
 
     box: Interval
     mask: Interval | None
+    keypoint: Interval | None = None
+
+    @property
+    def kinds(self) -> dict[str, Interval]:
+        """Those that there are by kind, in the order that readers ask for: `mask`, `keypoint`, `box`."""
+        found = {"mask": self.mask, "keypoint": self.keypoint, "box": self.box}
+        return {kind: lost for kind, lost in found.items() if lost is not None}
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,9 @@ class Agreement:
         mask_iou: Mean IoU of their masks at full size; None without masks.
         score_shift: Mean of (own score - reference's) over matched pairs.
         score_shift_abs: Mean of its magnitude.
+        keypoint_close: Share of the keypoints of matched pairs that are within half a pixel of the reference's; None
+            without keypoints.
+        keypoint_shift: Mean distance of these, as a share of the square root of the box's area.
     """
 
     expected: int
@@ -66,6 +77,8 @@ class Agreement:
     mask_iou: float | None
     score_shift: float | None
     score_shift_abs: float | None
+    keypoint_close: float | None = None
+    keypoint_shift: float | None = None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from edge_mrcnn.detections import Detections
 from edge_mrcnn.evaluation.agreement import PictureAgreement, class_name
 from edge_mrcnn.evaluation.comparison import DisagreementPicture
-from edge_mrcnn.runtime.annotate import annotate
+from edge_mrcnn.runtime.annotate import AnnotateOptions, annotate
 from edge_mrcnn.runtime.labels import Label, draw_labels
 from edge_mrcnn.runtime.palette import Color
 
@@ -51,7 +51,14 @@ class DisagreementGallery:
     In a candidate's picture, a red box marks what it adds, and one with a name what it misses.
     """
 
-    def __init__(self, size: int, reference: str, class_names: Sequence[str], threshold: float) -> None:
+    def __init__(
+        self,
+        size: int,
+        reference: str,
+        class_names: Sequence[str],
+        threshold: float,
+        look: AnnotateOptions | None = None,
+    ) -> None:
         """Begin empty.
 
         Args:
@@ -59,7 +66,9 @@ class DisagreementGallery:
             reference: Label of the reference.
             class_names: Name of each label.
             threshold: Score from which detections are drawn.
+            look: How they are drawn.
         """
+        self._look = look or AnnotateOptions()
         self._size, self._reference, self._names, self._threshold = size, reference, class_names, threshold
         self._heap: list[_Kept] = []
         self._seen = 0
@@ -98,7 +107,7 @@ class DisagreementGallery:
 
     def _draw_detections(self, image: Picture, found: Detections) -> Picture:
         small, shown = _shrink(image, found[found.score >= self._threshold])
-        return annotate(small, shown, self._names)
+        return annotate(small, shown, self._names, self._look)
 
     def _mark(self, picture: Picture, one: PictureAgreement, scale: float) -> None:
         """Boxes around what is added and, with names, around what is missed; drawn into the picture."""
@@ -144,4 +153,5 @@ def _shrink(image: Picture, found: Detections) -> tuple[Picture, Detections]:
     size = (WIDTH, max(1, round(height * WIDTH / width)))
     small: Any = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     scale = np.array([size[0] / width, size[1] / height] * 2, np.float32)
-    return small, dataclasses.replace(found, xyxy=found.xyxy * scale, image_hw=(size[1], size[0]), keypoints=None)
+    points = None if found.keypoints is None else found.keypoints * np.array([*scale[:2], 1], np.float32)
+    return small, dataclasses.replace(found, xyxy=found.xyxy * scale, image_hw=(size[1], size[0]), keypoints=points)

@@ -10,7 +10,7 @@ import onnx
 
 from edge_mrcnn.compiler.recipe import Recipe
 from edge_mrcnn.evaluation.bootstrap import RESAMPLES, Matches, ap_drops
-from edge_mrcnn.evaluation.coco import run_cocoeval, to_results
+from edge_mrcnn.evaluation.coco import kinds_of, run_cocoeval, to_results
 from edge_mrcnn.evaluation.comparison import Drop, Interval
 from edge_mrcnn.evaluation.dataset import LabelledSet
 from edge_mrcnn.evaluation.emulated_runner import open_recipe
@@ -51,7 +51,8 @@ class DropMeter:
         """
         spec = ModelSpec.from_metadata({entry.key: entry.value for entry in model.metadata_props}, path)
         self._path, self._model, self._threads, self._resamples = path, model, threads, resamples
-        self._labelled = LabelledSet.read(data, spec.class_names, "equal", limit)
+        self._kinds = kinds_of(spec)
+        self._labelled = LabelledSet.read(data, spec.class_names, "equal", limit, spec.keypoint_names)
         self.pictures = len(self._labelled.paths)
         self.backend = OrtRunner.backend
         with OrtRunner(path, threads, content=model.SerializeToString()) as runner:
@@ -72,14 +73,15 @@ class DropMeter:
         results: list[dict[str, Any]] = []
         for image, frame in self._labelled.frames():
             results += to_results(detector(frame), image["id"], self._labelled.categories)
-        return {kind: Matches.of(found) for kind, found in run_cocoeval(self._labelled.truth, results).items()}
+        evaluations = run_cocoeval(self._labelled.truth, results, self._kinds)
+        return {kind: Matches.of(found) for kind, found in evaluations.items()}
 
 
 def larger(drop: Drop) -> Interval:
-    """The drop of boxes or of masks, whichever is the larger."""
-    return drop.box if drop.mask is None or drop.box.value >= drop.mask.value else drop.mask
+    """The largest of the drops of boxes, masks and keypoints."""
+    return max(drop.kinds.values(), key=lambda lost: lost.value)
 
 
 def upper_end(drop: Drop) -> float:
-    """The upper end of the intervals of boxes and masks, whichever is the higher."""
-    return max(drop.box.high, drop.mask.high if drop.mask is not None else drop.box.high)
+    """The highest upper end of the intervals of boxes, masks and keypoints."""
+    return max(lost.high for lost in drop.kinds.values())

@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 
 from edge_mrcnn.compiler.placement import quantisable_nodes
 
-WHOLE = frozenset({"rpn_head", "box_head", "box_predictor", "mask_predictor"})
+WHOLE = frozenset({"rpn_head", "box_head", "box_predictor", "mask_predictor", "keypoint_predictor"})
 """Modules that are one group whatever is inside: few layers, or the same ones on each level of the pyramid."""
 
 _PARTS = re.compile(r"[^./]+")

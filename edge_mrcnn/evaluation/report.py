@@ -61,15 +61,14 @@ def comparison_lines(comparison: PrecisionComparison) -> list[str]:
         *_cost_table(comparison.results),
     ]
     if reference.accuracy is not None:
-        lines += ["", *_accuracy_table(comparison.results, "box")]
-        if any(result.accuracy and result.accuracy.mask for result in comparison.results):
-            lines += ["", *_accuracy_table(comparison.results, "mask")]
+        for kind in wording.measured_kinds(comparison.results):
+            lines += ["", *_accuracy_table(comparison.results, kind)]
         lines.append(
             f"AP lost: points of 100 below {reference.label}; negative is a gain. In brackets what holds 95 % of "
             f"{comparison.bootstrap} paired-bootstrap resamples; 'none shown' where that holds 0."
         )
     if any(result.agreement for result in comparison.results):
-        lines += ["", *_agreement_table(comparison)]
+        lines += ["", *_agreement_table(comparison), *_keypoint_table(comparison.results)]
     if comparison.disagreements:
         lines += ["", "Most different on"]
         lines += [f"  {picture.name}: {picture.what}" for picture in comparison.disagreements]
@@ -118,6 +117,19 @@ def _agreement_table(comparison: PrecisionComparison) -> list[str]:
         f"Matched: of {comparison.results[0].label}'s detections with a score of {comparison.threshold:g} or more, one "
         "to one, same class, IoU of boxes 0.5 or more. Score: mean shift of matched pairs, and mean of its size."
     )
+    return rows
+
+
+def _keypoint_table(results: Sequence[CandidateResult]) -> list[str]:
+    """Agreement of keypoints; nothing where there are none."""
+    found = [(result, result.agreement) for result in results if result.agreement is not None]
+    there = [(result, one) for result, one in found if one.keypoint_close is not None]
+    if not there:
+        return []
+    rows = ["", _head("keypoints") + f"{'< 0.5 px':>9}{'shift':>9}"]
+    for result, one in there:
+        rows.append(_head(_label(result)) + f"{_percent(one.keypoint_close, 1):>9}{_percent(one.keypoint_shift, 2):>9}")
+    rows.append("Of matched pairs: share within half a pixel, and mean distance by the square root of the box's area.")
     return rows
 
 

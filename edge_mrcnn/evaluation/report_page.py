@@ -44,6 +44,8 @@ class ClassRow:
         box_lost: By rival.
         mask: Of the reference's masks.
         mask_lost: By rival.
+        keypoint: Of the reference's keypoints.
+        keypoint_lost: By rival.
     """
 
     name: str
@@ -51,11 +53,14 @@ class ClassRow:
     box_lost: tuple[float | None, ...]
     mask: float | None
     mask_lost: tuple[float | None, ...]
+    keypoint: float | None
+    keypoint_lost: tuple[float | None, ...]
 
     @property
     def worst(self) -> float:
         """The largest loss."""
-        return max((value for value in (*self.box_lost, *self.mask_lost) if value is not None), default=-math.inf)
+        every = (*self.box_lost, *self.mask_lost, *self.keypoint_lost)
+        return max((value for value in every if value is not None), default=-math.inf)
 
 
 def render_page(comparison: PrecisionComparison, sensitivity: SensitivityResult | None = None) -> str:
@@ -79,7 +84,8 @@ def render_page(comparison: PrecisionComparison, sensitivity: SensitivityResult 
         chosen=wording.headline(comparison),
         verdict=wording.verdict(comparison),
         title=PurePath(comparison.model).name,
-        masks=any(result.accuracy and result.accuracy.mask for result in comparison.results),
+        kinds=wording.measured_kinds(comparison.results),
+        pointed_anywhere=any(one.agreement and one.agreement.keypoint_close is not None for one in rivals),
         emulated={result.label for result in comparison.results if result.emulated},
         drop_charts=_draw_drops(comparison),
         cost_charts=_draw_costs(comparison.results),
@@ -98,15 +104,11 @@ def class_rows(results: Sequence[CandidateResult]) -> Iterator[ClassRow]:
     if reference.accuracy is None or not rivals:
         return
     for name in reference.accuracy.box.per_class:
-        box, *other_boxes = (_class_ap(result, "box", name) for result in results)
-        mask, *other_masks = (_class_ap(result, "mask", name) for result in results)
-        yield ClassRow(
-            name,
-            box,
-            tuple(_difference(box, other) for other in other_boxes),
-            mask,
-            tuple(_difference(mask, other) for other in other_masks),
-        )
+        figures: list[Any] = []
+        for kind in ("box", "mask", "keypoint"):
+            first, *others = (_class_ap(result, kind, name) for result in results)
+            figures += [first, tuple(_difference(first, other) for other in others)]
+        yield ClassRow(name, *figures)
 
 
 def _class_ap(result: CandidateResult, of: str, name: str) -> float | None:
@@ -140,15 +142,17 @@ def _environment() -> Environment:
         speed_ratio=wording.speed_ratio,
         judgements=wording.JUDGEMENTS,
         judge_both=wording.judge_both,
+        plurals=wording.PLURALS,
+        main_kind=wording.main_kind,
         describe_load=wording.describe_load,
     )
     return environment
 
 
 def _draw_drops(comparison: PrecisionComparison) -> list[tuple[str, Any]]:
-    """A chart of the boxes' drops and one of the masks', of those there are, with their titles."""
+    """A chart of the drops of masks, of keypoints and of boxes, of those there are, with their titles."""
     found = []
-    for of, title in (("mask", "Mask AP lost"), ("box", "Box AP lost")):
+    for of, title in (("mask", "Mask AP lost"), ("keypoint", "Keypoint AP lost"), ("box", "Box AP lost")):
         drops = [(result, getattr(result.drop, of, None)) for result in comparison.results]
         rows = [charts.DropRow(wording.show_name(one.label), drop, one.emulated) for one, drop in drops if drop]
         if rows:

@@ -106,6 +106,11 @@ class GroupSensitivity:
         """Points of mask AP lost; None where it was not measured, or there are no masks."""
         return None if self.drop is None or self.drop.mask is None else self.drop.mask.value
 
+    @property
+    def keypoint_drop(self) -> float | None:
+        """Points of keypoint AP lost; None where it was not measured, or there are no keypoints."""
+        return None if self.drop is None or self.drop.keypoint is None else self.drop.keypoint.value
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON, which has no infinity: None stands for it."""
         derived = {"worst_tap": self.worst_tap, "worst_db": _finite(self.worst_db), "snr_db": _finite(self.snr_db)}

@@ -14,7 +14,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from edge_mrcnn.compiler.contract import custom_nodes
-from edge_mrcnn.compiler.placement import sensitive_nodes
+from edge_mrcnn.compiler.placement import layers_before
 from edge_mrcnn.errors import ExportError
 
 TAPS = {
@@ -28,6 +28,12 @@ TAPS = {
 
 MASK_LOGITS = "mask logits"
 """Name of the tap behind the last layer of the mask head."""
+
+KEYPOINT_LOGITS = "keypoint logits"
+"""Name of the tap behind the last layer of the keypoint head, before its heatmaps are upsampled."""
+
+HEADS = {"masks": MASK_LOGITS, "keypoint_logits": KEYPOINT_LOGITS}
+"""Taps of the heads behind the boxes, by the output of the network that each gives."""
 
 CHOOSERS = {"RpnProposals": "proposals", "DetectionNms": "boxes"}
 """Custom ops that choose boxes, and which of their outputs becomes an input of the cut network."""
@@ -61,8 +67,10 @@ def find_taps(graph: gs.Graph, exported: Taps | None = None) -> dict[str, tuple[
     missing = {tap for tap, tensors in found.items() if not tensors}
     if missing:
         raise ExportError(f"the network has no {', '.join(sorted(missing))}: it is not one that this package exported")
-    masks = [_in_place(node.outputs[0]) for node in _mask_layers(graph)]
-    return {tap: tuple(tensors) for tap, tensors in [*found.items(), *([(MASK_LOGITS, masks)] if masks else [])]}
+    for output in graph.outputs:
+        if output.name in HEADS:
+            found[HEADS[output.name]] = [_in_place(node.outputs[0]) for node in layers_before(graph, output)]
+    return {tap: tuple(tensors) for tap, tensors in found.items() if tensors}
 
 
 def cut(model: onnx.ModelProto, exported: Taps | None = None) -> tuple[onnx.ModelProto, Taps]:
@@ -121,15 +129,3 @@ def _in_place(tensor: gs.Variable) -> gs.Variable:
     while len(tensor.outputs) == 1 and tensor.outputs[0].op in MOVERS:
         tensor = tensor.outputs[0].outputs[0]
     return tensor
-
-
-def _mask_layers(graph: gs.Graph) -> list[gs.Node]:
-    """The sensitive layers whose result no box depends on."""
-    seen: set[int] = set()
-    waiting = [node for node, _ in custom_nodes(graph) if node.op in CHOOSERS]
-    while waiting:
-        node = waiting.pop()
-        if id(node) not in seen:
-            seen.add(id(node))
-            waiting += [producer for tensor in node.inputs for producer in tensor.inputs]
-    return [node for node in sensitive_nodes(graph) if id(node) not in seen]

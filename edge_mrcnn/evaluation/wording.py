@@ -6,11 +6,15 @@ import math
 import re
 from collections.abc import Sequence
 
+from edge_mrcnn.evaluation.coco import ApSummary
 from edge_mrcnn.evaluation.comparison import Agreement, CandidateResult, Drop, Interval, PrecisionComparison
 from edge_mrcnn.evaluation.machine import Machine
 
 MISSING = "\N{EN DASH}"
 """Stands where there is nothing to measure."""
+
+PLURALS = {"mask": "masks", "keypoint": "keypoints", "box": "boxes"}
+"""What is measured, for people."""
 
 JUDGEMENTS = {"loss": "measurable loss", "even": "no measurable loss", "gain": "measurable gain"}
 """What `judge` says, for people."""
@@ -100,16 +104,27 @@ def judge(drop: Interval) -> str:
 
 
 def judge_both(drop: Drop) -> tuple[str, str]:
-    """What `judge` says of the worse of boxes and masks, and in words of which it holds."""
-    kinds = {"masks": judge(drop.mask), "boxes": judge(drop.box)} if drop.mask else {"boxes": judge(drop.box)}
+    """What `judge` says of the worst of boxes, masks and keypoints, and in words of which it holds."""
+    kinds = {PLURALS[kind]: judge(lost) for kind, lost in drop.kinds.items()}
     worst = next(kind for kind in ("loss", "gain", "even") if kind in kinds.values())
     parts = [part for part, kind in kinds.items() if kind == worst]
-    return worst, JUDGEMENTS[worst] + ("" if len(parts) == len(kinds) else f" of {parts[0]}")
+    return worst, JUDGEMENTS[worst] + ("" if len(parts) == len(kinds) else f" of {' and '.join(parts)}")
 
 
 def main_drop(drop: Drop) -> tuple[str, Interval]:
-    """The drop a reader asks for first and its name: of the masks where there are any."""
-    return ("mask AP", drop.mask) if drop.mask is not None else ("box AP", drop.box)
+    """The drop a reader asks for first and its name: of masks where there are any, or else of keypoints, or boxes."""
+    kind, lost = next(iter(drop.kinds.items()))
+    return f"{kind} AP", lost
+
+
+def measured_kinds(results: Sequence[CandidateResult]) -> list[str]:
+    """Of `box`, `mask` and `keypoint` what any of the results has an accuracy of."""
+    return [kind for kind in ("box", "mask", "keypoint") if any(getattr(one.accuracy, kind, None) for one in results)]
+
+
+def main_kind(accuracy: ApSummary) -> str:
+    """What a reader asks for first: `mask`, `keypoint` or `box`, the first that there is."""
+    return next(kind for kind in ("mask", "keypoint", "box") if getattr(accuracy, kind))
 
 
 def size_ratio(result: CandidateResult, reference: CandidateResult) -> float | None:
@@ -178,11 +193,9 @@ def describe_drops(results: Sequence[CandidateResult], of: str, reference: str) 
 
 
 def _describe_drop(drop: Drop) -> str:
-    text = _describe_interval("box AP" if drop.mask is None else "mask AP", drop.mask or drop.box)
-    if drop.mask is None:
-        return text
-    boxes = _describe_interval("box AP", drop.box)
-    return f"{text} and {boxes.removeprefix('costs ') if text.startswith('costs') else boxes}"
+    first, *others = (_describe_interval(f"{kind} AP", lost) for kind, lost in drop.kinds.items())
+    rest = [text.removeprefix("costs ") if first.startswith("costs") else text for text in others]
+    return " and ".join([first, *rest])
 
 
 def _describe_interval(what: str, lost: Interval) -> str:
@@ -204,4 +217,6 @@ def _describe_agreement(agreement: Agreement, reference: str) -> str:
     text = f"finds {show_share(agreement.matched_share)} of the {agreement.expected:,} objects that {reference} finds"
     if agreement.mask_iou is not None:
         text += f", with masks that overlap by {show(agreement.mask_iou, 3)} on average"
+    if agreement.keypoint_close is not None:
+        text += f", and {show_share(agreement.keypoint_close)} of their keypoints within half a pixel"
     return text
