@@ -127,7 +127,11 @@ class DetectorSubject:
         self.detector = detector
         self.name = name or detector.spec.name
         self.backend = detector.backend
-        self.includes = f"{detector.stages}; post: boxes, full-size boolean masks pasted"
+        heads = (
+            (", full-size boolean masks pasted", detector.spec.mask_size),
+            (", keypoints", detector.spec.keypoint_names),
+        )
+        self.includes = f"{detector.stages}; post: boxes" + "".join(text for text, there in heads if there)
         self.threads = threads or usable_cores()
 
     def run(self, image: Picture) -> StageTimes:

@@ -2,7 +2,7 @@
 
 A real run of a camera of 1920x1080 on one core. Frames are prepared beforehand, a `PreparedRunner` in the network's
 place gives 20 prepared detections, and the results go into JSON lines and to a view that draws nothing. What remains,
-and is counted: the reading lane, batches, letterboxing, boxes and masks, tracking, queues, metrics, JSON.
+and is counted: the reading lane, batches, letterboxing, boxes, masks and keypoints, tracking, queues, metrics, JSON.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class PreparedRunner:
         """Prepare a hundred frames' outputs.
 
         Args:
-            spec: Gives the sizes of input and masks and the classes.
+            spec: Gives the size of the input, the classes and the heads.
             objects: Detections in each frame.
             seed: Chooses the things and their ways.
         """
@@ -131,9 +131,14 @@ class PreparedRunner:
         self._boxes = np.concatenate([corner, corner + size], axis=2).astype(np.float32)
         self._scores = np.sort(rng.uniform(0.6, 1, objects))[::-1].astype(np.float32)
         self._labels = rng.integers(1, max(len(spec.class_names), 2), objects).astype(np.int32)
-        y, x = np.mgrid[-1 : 1 : spec.mask_size * 1j, -1 : 1 : spec.mask_size * 1j]
-        disc = 1 / (1 + np.exp(8 * (x**2 + y**2 - 0.7)))
-        self._masks = np.broadcast_to(disc, (1, objects, *disc.shape)).astype(np.float32)
+        self._heads: dict[str, npt.NDArray[np.float32]] = {}
+        if spec.mask_size:
+            disc = 1 / (1 + np.exp(8 * (_squared_radius(spec.mask_size) - 0.7)))
+            self._heads["masks"] = np.broadcast_to(disc, (1, objects, *disc.shape)).astype(np.float32)
+        if spec.keypoint_names:
+            peak = 12 * np.exp(-8 * _squared_radius(spec.keypoint_size))
+            shape = (1, objects, len(spec.keypoint_names), *peak.shape)
+            self._heads["keypoint_logits"] = np.broadcast_to(peak, shape).astype(np.float32)
 
     def infer(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """The next frame's outputs; batches of one."""
@@ -145,7 +150,7 @@ class PreparedRunner:
             "boxes": self._boxes[None, min(turn, 2 * len(self._boxes) - 1 - turn)],
             "scores": self._scores[None],
             "labels": self._labels[None],
-            "masks": self._masks,
+            **self._heads,
         }
         self.cpu_ns += time.thread_time_ns() - begin
         return outputs
@@ -160,6 +165,12 @@ class PreparedRunner:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _squared_radius(side: int) -> npt.NDArray[np.float64]:
+    """`(side, side)` squared distance from the middle, 1 in the middle of an edge."""
+    y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
+    return np.asarray(x**2 + y**2)
 
 
 class _PreparedFrames:

@@ -1,5 +1,7 @@
 """Agreement of detections with hand-made differences, and its masks against the full-size ones."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -34,6 +36,37 @@ def test_the_same_detections_agree_in_everything() -> None:
     assert (result.matched_share, result.box_iou, result.mask_iou) == (1, 1, 1)
     assert (result.score_shift, result.score_shift_abs) == (0, 0)
     assert describe(found, found) == "agrees"
+
+
+def pointed(found: Detections, *points: tuple[float, float, float]) -> Detections:
+    """Detections with these keypoints each."""
+    return dataclasses.replace(found, keypoints=np.tile(np.array(points, np.float32), (len(found), 1, 1)))
+
+
+def test_keypoints_that_move_are_measured_in_pixels_and_sizes() -> None:
+    meter = AgreementMeter()
+    reference = pointed(detections(MUG, masks=False), (10, 20, 0.9), (20, 20, 0.5), (30, 30, 0.04), (30, 30, 0))
+    moved = pointed(detections(MUG, masks=False), (10, 20.4, 0.9), (20, 23.2, 0.5), (99, 99, 0.9), (99, 99, 0.9))
+    one = meter.add(reference, moved)
+    result = meter.result()
+    # 0.4 and 3.2 px of a box of 40: those that the reference does not show do not count.
+    assert result.keypoint_close == 0.5
+    assert result.keypoint_shift == pytest.approx((0.4 + 3.2) / 2 / 40)
+    assert one.keypoint_shift == pytest.approx([1.8 / 40])
+    assert one.disagreement == pytest.approx((1.8 / 40) ** 2)
+    assert one.describe(NAMES) == "moves the keypoints of a mug by 1.8 px"
+    again = AgreementMeter()
+    assert again.add(reference, reference).describe(NAMES) == "agrees"
+    assert (again.result().keypoint_close, again.result().keypoint_shift) == (1, 0)
+
+
+def test_networks_of_which_one_has_no_keypoints() -> None:
+    meter = AgreementMeter()
+    meter.add(pointed(detections(MUG), (10, 20, 0.9)), detections(MUG))
+    assert (meter.result().keypoint_close, meter.result().keypoint_shift) == (None, None)
+    none = pointed(detections(MUG), (10, 20, 0.0))
+    assert meter.add(none, none).disagreement == 0
+    assert meter.add(pointed(detections(), (1, 1, 1)), pointed(detections(MUG), (1, 1, 1))).keypoint_shift.shape == (0,)
 
 
 def test_missed_and_extra_objects_are_counted_and_named() -> None:

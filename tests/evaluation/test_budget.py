@@ -71,6 +71,9 @@ def test_the_larger_drop_counts() -> None:
     assert larger(Drop(box, mask)) == mask
     assert upper_end(Drop(box, mask)) == 0.5
     assert larger(Drop(box, None)) == box
+    points = Interval(0.9, 0.1, 2.0)
+    assert larger(Drop(box, mask, points)) == points
+    assert upper_end(Drop(box, None, points)) == 2.0
 
 
 def test_too_few_pictures_are_said() -> None:

@@ -1,9 +1,11 @@
 """The cost of the pipeline itself: a real run with prepared frames and detections."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edge_mrcnn import Detector, ModelSpec
@@ -29,6 +31,16 @@ def test_prepared_detections_are_whole_things_on_their_way() -> None:
         if before is not None:
             assert abs(found.xyxy - before).max() < 1.0  # no jumps, which would make tracking dearer
         before = found.xyxy
+
+
+@pytest.mark.parametrize("mask_size", [0, 28])
+def test_prepared_detections_have_the_heads_of_the_network(mask_size: int) -> None:
+    spec = dataclasses.replace(SPEC, mask_size=mask_size, keypoint_names=("rim", "handle"), keypoint_size=56)
+    found = Detector(PreparedRunner(spec))(overhead.sample_pictures((96, 144))[0])
+    assert (found.mask is None) == (mask_size == 0)
+    middle = (found.xyxy[:, None, :2] + found.xyxy[:, None, 2:]) / 2
+    np.testing.assert_allclose(found.keypoints[..., :2], np.repeat(middle, 2, axis=1), atol=1.1)
+    assert measure_overhead(spec, frames=5).frames > 0
 
 
 def test_what_is_measured() -> None:

@@ -17,6 +17,7 @@ from edge_mrcnn.evaluation import wording
 from edge_mrcnn.evaluation.comparison import (
     CandidateResult,
     DisagreementPicture,
+    Interval,
     PrecisionComparison,
 )
 from edge_mrcnn.evaluation.report import COLUMNS, comparison_lines, write_report
@@ -52,6 +53,26 @@ def without_masks(comparison: PrecisionComparison) -> PrecisionComparison:
     return dataclasses.replace(comparison, results=tuple(change(result) for result in comparison.results))
 
 
+def with_keypoints(comparison: PrecisionComparison, *, masks: bool) -> PrecisionComparison:
+    """Figures of keypoints that no other figure equals, beside those of masks or in their place."""
+
+    def change(place: int, result: CandidateResult) -> CandidateResult:
+        assert result.accuracy is not None
+        scores = dataclasses.replace(comparisons.make_scores(61.407 - place / 7, 40 + place), ap_small=None)
+        lost = Interval(place / 7, place / 7 - 0.05, place / 7 + 0.05)
+        close, shift = 0.97311 - place / 100, 0.01234 + place / 1000
+        return dataclasses.replace(
+            result,
+            accuracy=dataclasses.replace(result.accuracy, keypoint=scores),
+            drop=result.drop and dataclasses.replace(result.drop, keypoint=lost),
+            agreement=result.agreement
+            and dataclasses.replace(result.agreement, keypoint_close=close, keypoint_shift=shift),
+        )
+
+    plain = comparison if masks else without_masks(comparison)
+    return dataclasses.replace(plain, results=tuple(change(*each) for each in enumerate(plain.results)))
+
+
 def without_small_objects(comparison: PrecisionComparison) -> PrecisionComparison:
     def change(result: CandidateResult) -> CandidateResult:
         assert result.accuracy is not None
@@ -83,6 +104,8 @@ VARIATIONS: dict[str, Callable[[PrecisionComparison], PrecisionComparison]] = {
     "complete": lambda comparison: comparison,
     "no labels": without_labels,
     "no masks": without_masks,
+    "keypoints and masks": lambda comparison: with_keypoints(comparison, masks=True),
+    "keypoints without masks": lambda comparison: with_keypoints(comparison, masks=False),
     "no small objects": without_small_objects,
     "no pairs": without_pairs,
     "no latency": lambda comparison: strip(comparison, latency=None),
@@ -371,3 +394,32 @@ def test_headings_skip_no_level(comparison: PrecisionComparison) -> None:
     assert levels[0] == 1
     assert levels.count(1) == 1
     assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_keypoints_have_their_place_beside_masks_or_alone(masks: bool) -> None:
+    comparison = with_keypoints(comparisons.make_comparison(pictures=False), masks=masks)
+    text, page = "\n".join(comparison_lines(comparison)), render_page(comparison)
+    for shown in (text, page):
+        assert "61.41" in shown  # the reference's AP
+        assert ("mask AP" in shown) == masks
+        assert ("Masks</th>" in page) == masks
+    assert "keypoint AP" in text
+    assert "96.3 %" in text  # within half a pixel, of the first rival
+    assert "1.33 %" in text
+    assert "Keypoints</th>" in page
+    assert "Keypoint AP lost" in page
+    assert "within ½ px" in page
+    assert "Keypoint lost<br>" in page  # by class
+    assert max(map(len, text.splitlines())) <= COLUMNS
+    verdict = wording.verdict(comparison)
+    assert verdict.index("keypoint AP") > 0
+    assert ("mask AP" in verdict) == masks
+    main, _ = wording.main_drop(comparison.results[1].drop)
+    assert main == ("mask AP" if masks else "keypoint AP")
+
+
+def test_without_keypoints_nothing_speaks_of_them() -> None:
+    comparison = comparisons.make_comparison(pictures=False)
+    assert "keypoint" not in "\n".join(comparison_lines(comparison)).lower()
+    assert "keypoint" not in render_page(comparison).lower()
