@@ -286,15 +286,21 @@ def _op_of_role(role: str) -> str:
 
 
 def _describe_spec(spec: ModelSpec) -> list[str]:
-    names = ", ".join(spec.class_names[:LONGEST_LIST]) + (", ..." if len(spec.class_names) > LONGEST_LIST else "")
+    mask = f"{spec.mask_size}x{spec.mask_size}" if spec.mask_size else "none"
+    points = f"{_count_names(spec.keypoint_names)}, heatmaps of {spec.keypoint_size}x{spec.keypoint_size}"
     return [
         f"spec: {spec.name}",
         f"  canvas: {spec.input_hw[0]}x{spec.input_hw[1]} (HxW)",
-        f"  classes: {len(spec.class_names)}: {names}",
+        f"  classes: {_count_names(spec.class_names)}",
         f"  limits: {spec.proposals} proposals, {spec.detections} detections, score > {spec.score_threshold:g}",
-        f"  mask: {spec.mask_size}x{spec.mask_size}",
+        f"  mask: {mask}",
+        *([f"  keypoints: {points}"] if spec.keypoint_names else []),
         f"  mean {_shorten(spec.mean)}, std {_shorten(spec.std)}, of 0 to 1",
     ]
+
+
+def _count_names(names: tuple[str, ...]) -> str:
+    return f"{len(names)}: {', '.join(names[:LONGEST_LIST])}{', ...' if len(names) > LONGEST_LIST else ''}"
 
 
 def _shorten(value: Any) -> str:

@@ -32,6 +32,9 @@ def append_mask_choice(graph: onnx.GraphProto, mask_size: int, logits: str = MAS
         mask_size: Side of a mask patch (M).
         logits: Name of the output to replace, `(B*D, C, M, M)`.
 
+    Raises:
+        ValueError: There is no such output.
+
     Source: torchvision models/detection/roi_heads.py `maskrcnn_inference`.
     """
     _add_constants(graph, "masks", column=[-1, 1], side=[mask_size, mask_size], axes=[2, 3])
@@ -64,8 +67,12 @@ def append_keypoint_rows(graph: onnx.GraphProto, count: int, size: int, maps: st
         count: Number of keypoints (K).
         size: Side of a heatmap (S).
         maps: Name of the output to replace, `(B*D, K, S, S)`.
+
+    Raises:
+        ValueError: There is no such output.
     """
     _add_constants(graph, "keypoints", column=[-1, 1, 1, 1], side=[count, size, size])
+    _find_output(graph, maps)
     place, maker = next((at, node) for at, node in enumerate(graph.node) if maps in node.output)
     upsampled = maker.op_type == "Resize"
     zeroing: list[_Step] = [
@@ -98,9 +105,16 @@ def _make_nodes(steps: Iterable[_Step]) -> list[onnx.NodeProto]:
     return [helper.make_node(op, given, [result], name=result, **attributes) for op, given, result, attributes in steps]
 
 
+def _find_output(graph: onnx.GraphProto, name: str) -> int:
+    names = [value.name for value in graph.output]
+    if name not in names:
+        raise ValueError(f"the graph has no output {name!r}; it has {', '.join(names)}")
+    return names.index(name)
+
+
 def _replace_output(graph: onnx.GraphProto, traced: str, name: str, sides: Sequence[int]) -> None:
     """Put an output with a row for each detection in the place of a traced one, which becomes a tensor like others."""
-    place = [value.name for value in graph.output].index(traced)
+    place = _find_output(graph, traced)
     graph.value_info.append(graph.output.pop(place))
     shape: list[str | int | None] = ["batch", ROWS["boxes"], *sides]
     graph.output.insert(place, helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))

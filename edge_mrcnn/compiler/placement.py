@@ -38,10 +38,10 @@ def weighted_nodes(graph: gs.Graph | onnx.ModelProto) -> tuple[gs.Node, ...]:
 
 
 def sensitive_nodes(graph: gs.Graph | onnx.ModelProto) -> tuple[gs.Node, ...]:
-    """The weighted layers that are never quantised: the last ones before boxes, scores and masks.
+    """The weighted layers that are never quantised: the last ones before boxes, scores, masks and keypoints.
 
     These are the layers from which the inputs named in `SENSITIVE` come, and those from which an output of a two-stage
-    network comes without passing a custom op: its masks.
+    network comes without passing a custom op: its masks and the heatmaps of its keypoints.
     """
     graph = _as_graph(graph)
     weighted = {id(node) for node in weighted_nodes(graph)}
@@ -55,6 +55,12 @@ def sensitive_nodes(graph: gs.Graph | onnx.ModelProto) -> tuple[gs.Node, ...]:
     if custom:
         for output in graph.outputs:
             found |= _last_before(output, weighted)
+    return tuple(node for node in graph.nodes if id(node) in found)
+
+
+def layers_before(graph: gs.Graph, tensor: gs.Tensor) -> tuple[gs.Node, ...]:
+    """The weighted layers that a tensor comes from without passing another one or a custom op, in the graph's order."""
+    found = _last_before(tensor, {id(node) for node in weighted_nodes(graph)})
     return tuple(node for node in graph.nodes if id(node) in found)
 
 

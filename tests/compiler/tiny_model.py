@@ -5,6 +5,7 @@ python -m tests.compiler.tiny_model model.onnx
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper, parser
 
+from edge_mrcnn.compiler.network_outputs import KEYPOINT_MAPS, append_keypoint_rows
 from edge_mrcnn.ops import DOMAIN, PLUGIN_ATTRIBUTES
 from edge_mrcnn.spec import METADATA_KEY, ModelSpec
 from tests.compiler.tiny_bodies import BODIES
@@ -56,6 +58,10 @@ SPEC = ModelSpec(
     detections=DETECTIONS,
     mask_size=MASK,
 )
+WITH_KEYPOINTS = dataclasses.replace(
+    SPEC, name="tiny_keypoints", keypoint_names=("top", "base"), keypoint_size=4 * PATCH, skeleton=((0, 1),)
+)
+ONLY_KEYPOINTS = dataclasses.replace(WITH_KEYPOINTS, mask_size=0)
 
 
 class Builder:
@@ -101,7 +107,7 @@ def build_tiny_model(
     Args:
         batch: A number, or a name for a dynamic batch.
         canvas: `(H, W)` of its input.
-        spec: Written into the metadata.
+        spec: Written into the metadata; says which heads there are behind the boxes.
     """
     b = Builder()
     features = _backbone(b)
@@ -115,7 +121,10 @@ def build_tiny_model(
     offsets = b.add("MatMul", hidden, b.draw(4 * CLASSES, 16).T.copy())
     outputs = ["num_detections", "boxes", "scores", "labels"]
     b.custom("DetectionNms", "image_hw", "proposals", logits, offsets, names=outputs, **NMS)
-    _mask_head(b, features)
+    if spec.mask_size:
+        _mask_head(b, features)
+    if spec.keypoint_size:
+        _keypoint_head(b, features)
     return _finish(b, batch, canvas, spec)
 
 
@@ -155,6 +164,17 @@ def _mask_head(b: Builder, features: list[str]) -> None:
     b.add("Reshape", b.add("Sigmoid", own), np.array([-1, DETECTIONS, MASK, MASK]), names=["masks"])
 
 
+def _keypoint_head(b: Builder, features: list[str]) -> None:
+    """torchvision's predictor: a transposed convolution that overlaps, then heatmaps of twice the side."""
+    pooled = b.custom("PyramidRoiAlign", "boxes", *features, names=["keypoint_pooled"], **ROI_ALIGN)
+    hidden = b.add("Relu", b.conv(pooled, CHANNELS, CHANNELS, 3))
+    weight, bias = b.draw(CHANNELS, 2, 4, 4), b.draw(2, 1)[:, 0]
+    settings = {"kernel_shape": [4, 4], "strides": [2, 2], "pads": [1] * 4}
+    low = b.add("ConvTranspose", hidden, weight, bias, **settings)
+    scales = np.array([1, 1, 2, 2], np.float32)
+    b.add("Resize", low, "", scales, mode="linear", names=[KEYPOINT_MAPS])
+
+
 def _finish(b: Builder, batch: int | str, canvas: tuple[int, int], spec: ModelSpec) -> onnx.ModelProto:
     d = DETECTIONS
     shapes: dict[str, tuple[int, list[int | str]]] = {
@@ -164,10 +184,13 @@ def _finish(b: Builder, batch: int | str, canvas: tuple[int, int], spec: ModelSp
         "boxes": (TensorProto.FLOAT, [batch, d, 4]),
         "scores": (TensorProto.FLOAT, [batch, d]),
         "labels": (TensorProto.INT32, [batch, d]),
-        "masks": (TensorProto.FLOAT, [batch, d, MASK, MASK]),
+        **({"masks": (TensorProto.FLOAT, [batch, d, MASK, MASK])} if spec.mask_size else {}),
+        **({KEYPOINT_MAPS: (TensorProto.FLOAT, [None] * 4)} if spec.keypoint_size else {}),
     }
     values = [helper.make_tensor_value_info(name, *shape) for name, shape in shapes.items()]
     graph = helper.make_graph(b.nodes, "tiny", values[:2], values[2:], b.weights)
+    if spec.keypoint_size:
+        append_keypoint_rows(graph, len(spec.keypoint_names), spec.keypoint_size)
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
     functions = [parser.parse_function(body) for body in BODIES]
     model = helper.make_model(graph, opset_imports=opsets, functions=functions, ir_version=10)
