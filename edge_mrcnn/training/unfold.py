@@ -11,12 +11,12 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-import onnx
 import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
+from edge_mrcnn.compiler.preparation import load_model
 from edge_mrcnn.errors import EdgeMrcnnError
 from edge_mrcnn.training.checkpoint import HEADS, listed
 from edge_mrcnn.training.step import CanvasModel
@@ -36,7 +36,7 @@ def load_exported(model: GeneralizedRCNN, path: str | Path, pictures: Tensor) ->
         pictures: `(B, H, W, 3)` uint8 RGB canvases of the model's data, for the norms' statistics.
 
     Raises:
-        EdgeMrcnnError: The file is no ONNX file or lacks weights of the network, or one has another shape.
+        EdgeMrcnnError: The file is missing or no ONNX file, or lacks weights of the network, or one has another shape.
     """
     weights = _read_weights(Path(path))
     norms = _norms_after(model)
@@ -65,11 +65,8 @@ def load_exported(model: GeneralizedRCNN, path: str | Path, pictures: Tensor) ->
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        graph = onnx.load(path).graph
-    except (OSError, onnx.checker.ValidationError, ValueError) as error:  # protobuf's DecodeError is a ValueError
-        raise EdgeMrcnnError(f"{path} cannot be read as ONNX: {error}. Give a file of edge-mrcnn export") from error
-    return {one.name: torch.from_numpy(numpy_helper.to_array(one).copy()) for one in graph.initializer}
+    weights = load_model(path).graph.initializer
+    return {one.name: torch.from_numpy(numpy_helper.to_array(one).copy()) for one in weights}
 
 
 def _folded_name(conv: str) -> str:
