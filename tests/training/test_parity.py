@@ -47,13 +47,14 @@ PROPOSALS = {
     "maskrcnn_resnet50_fpn_v2": 300,
     "maskrcnn_resnet101_fpn": 300,
     "maskrcnn_resnext101_fpn": 300,
+    "maskrcnn_resnet50_c4": 60,
     "keypointrcnn_edge": 200,
     "keypointrcnn_resnet50_fpn": 300,
 }
 """torchvision's limit, or fewer where the heads are heavy, or the same as elsewhere: that keeps the tests short."""
 
 SIZES = ((256, 320), (320, 320), (480, 640))
-ONLY = dict.fromkeys(("keypointrcnn_edge", "keypointrcnn_resnet50_fpn"), SIZES[:1])
+ONLY = dict.fromkeys(("maskrcnn_resnet50_c4", "keypointrcnn_edge", "keypointrcnn_resnet50_fpn"), SIZES[:1])
 MORE = {"maskrcnn_resnet50_fpn": (*SIZES, (800, 1088))}
 CASES = [(name, size) for name in PROPOSALS for size in {**ONLY, **MORE}.get(name, SIZES)]
 
