@@ -10,6 +10,7 @@ Source: CPython's Lib/pickletools.py, whose `genops` splits a pickle into opcode
 
 from __future__ import annotations
 
+import io
 import pickletools
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
@@ -109,6 +110,22 @@ class External:
     key: object
 
 
+class _Bounded:
+    """A file that is not asked for more than it holds: a damaged length would otherwise ask for as much memory."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        start = file.tell()
+        self._size = file.seek(0, io.SEEK_END)
+        file.seek(start)
+        self._file = file
+        self.readline, self.tell = file.readline, file.tell
+
+    def read(self, count: int) -> bytes:
+        if count > self._size:
+            raise ValueError(f"a part of {count} bytes in a file of {self._size}")
+        return self._file.read(count)
+
+
 @dataclass
 class _Machine:
     """What the opcodes work on."""
@@ -141,7 +158,7 @@ def read_pickle(file: BinaryIO, source: str) -> object:
     """
     machine = _Machine(source)
     try:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(_Bounded(file))):  # type: ignore[arg-type]
             if opcode.name == "STOP":
                 (result,) = machine.stack
                 return result

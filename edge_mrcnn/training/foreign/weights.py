@@ -97,6 +97,8 @@ def _read_zip(path: Path) -> tuple[object, ReadBytes]:
         archive = zipfile.ZipFile(path)
         (pickle,) = (name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl")
         folder = pickle.removesuffix("data.pkl")
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ExportError(f"{path} is a compressed archive, which torch.save does not write: unpack it first")
         if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
             raise ExportError(f"{path} was written on a big-endian machine; save it again on another")
         with archive.open(pickle) as file:
@@ -131,14 +133,18 @@ def _read_pickles(file: BinaryIO, source: str) -> tuple[object, ReadBytes]:
     read_pickle(file, source)  # the sizes of C's types
     content = read_pickle(file, source)
     keys = read_pickle(file, source)
-    sizes = _storage_sizes(content)
+    sizes, path = _storage_sizes(content), Path(source)
+    size = path.stat().st_size
     places: dict[str, tuple[int, int]] = {}
     for key in keys if isinstance(keys, list) else ():
         count = int.from_bytes(file.read(8), "little")
-        length = count * sizes.get(str(key), 0)
-        places[str(key)] = (file.tell(), length)
+        start, length = file.tell(), count * sizes.get(str(key), 0)
+        if start + length > size:
+            raise ExportError(
+                f"{source} is truncated or damaged: its {size} bytes end within a tensor. Copy or download it again"
+            )
+        places[str(key)] = (start, length)
         file.seek(length, 1)
-    path = Path(source)
 
     def read_bytes(key: str) -> bytes:
         if key not in places:
@@ -271,11 +277,12 @@ def _numpy_array(value: Call) -> np.ndarray[Any, Any]:
     else:
         assert isinstance(value.state, tuple)
         _version, shape, dtype, fortran, numbers = value.state
+    kind = _numpy_dtype(dtype)
     if isinstance(numbers, str):
         numbers = numbers.encode("latin-1")  # Python 2 wrote bytes as text
     assert isinstance(numbers, bytes | bytearray)
     _check_counts(*shape)
-    array = np.frombuffer(bytearray(numbers), _numpy_dtype(dtype))
+    array = np.frombuffer(bytearray(numbers), kind)
     array = array.reshape(shape, order="F" if fortran else "C")
     return np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="))).reshape(shape)
 
