@@ -121,8 +121,8 @@ def _quantise_activation(tensor: gs.Variable, scale: Scale, writer: QdqWriter) -
 def _quantise_weights(layers: list[gs.Node], scales: Mapping[str, Scale], writer: QdqWriter) -> None:
     """Weights to int8 and biases to int32.
 
-    Layers that share a weight get codes of their own: with codes in common, ONNX Runtime cannot load the model in the
-    way that CPUs without VNNI need (`OrtRunner`).
+    Layers that share a weight get codes of their own once the model is loaded: with codes in common, ONNX Runtime
+    cannot load it in the way that CPUs without VNNI need (`OrtRunner`).
     """
     least: dict[str, npt.NDArray[np.float64]] = {}
     for node in layers:
@@ -134,9 +134,7 @@ def _quantise_weights(layers: list[gs.Node], scales: Mapping[str, Scale], writer
         tensor, axis = node.inputs[1], channel_axis(node)
         weight = writer.quantise_weight(tensor, axis, least[tensor.name])
         taken = bool(weight.dequantised.outputs)
-        node.inputs[1] = (
-            writer.dequantise(tensor, weight.codes.copy(), weight.scale.copy(), axis) if taken else weight.dequantised
-        )
+        node.inputs[1] = writer.dequantise_again(tensor, weight, axis) if taken else weight.dequantised
         if len(node.inputs) > 2 and not node.inputs[2].is_empty():
             scale = (scales[node.inputs[0].name].scale * weight.scale).astype(np.float32)
             codes = np.rint(_bias(node) / scale).astype(np.int32)

@@ -121,6 +121,7 @@ class QdqWriter:
         self._names = {*graph.tensors(), *(node.name for node in graph.nodes)}
         self._pairs: dict[str, tuple[gs.Variable, gs.Variable]] = {}
         self._weights: dict[tuple[str, int | None], QuantisedWeight] = {}
+        self._latest: dict[str, gs.Variable] = {}
 
     def quantise(self, tensor: gs.Variable, scale: Scale) -> tuple[gs.Variable, gs.Variable]:
         """The codes of an activation, and the activation as it is after rounding; nobody reads them yet."""
@@ -166,19 +167,35 @@ class QdqWriter:
         self, tensor: gs.Tensor, codes: npt.NDArray[np.integer], scale: npt.NDArray[np.floating], axis: int | None
     ) -> gs.Variable:
         """A constant in place of another: codes, their scale, zero point 0, and the node that dequantises them."""
-        inputs = [
-            gs.Constant(self._name(f"{tensor.name}_{codes.dtype.name}"), codes),
-            gs.Constant(self._name(f"{tensor.name}_scale"), scale),
-        ]
-        if codes.ndim == MATRIX:  # left out it is 0 as well, but then ONNX Runtime makes no integer Gemm of it
-            inputs.append(gs.Constant(self._name(f"{tensor.name}_zero_point"), np.zeros(scale.shape, codes.dtype)))
-        result = gs.Variable(self._name(f"{tensor.name}_rounded"), scale.dtype, codes.shape)
-        self._add("DequantizeLinear", tensor, inputs, result, axis)
-        return result
+        constant = gs.Constant(self._name(f"{tensor.name}_{codes.dtype.name}"), codes)
+        return self._dequantise(tensor, constant, scale, axis)
+
+    def dequantise_again(self, tensor: gs.Tensor, weight: QuantisedWeight, axis: int | None) -> gs.Variable:
+        """A weight for a further layer, with codes that are stored once but are another tensor when the network runs.
+
+        ONNX Runtime computes the Reshape, which changes nothing, while it loads. Each takes what the one before gives:
+        of several that take the same it would make one.
+        """
+        codes = self._latest.get(weight.dequantised.name, weight.dequantised.inputs[0].inputs[0])
+        shape = gs.Constant(self._name(f"{tensor.name}_shape"), np.array(weight.codes.shape, np.int64))
+        own = gs.Variable(self._name(f"{tensor.name}_int8"), weight.codes.dtype, weight.codes.shape)
+        self._latest[weight.dequantised.name] = own
+        self.graph.nodes.append(gs.Node("Reshape", own.name, {}, [codes, shape], [own]))
+        return self._dequantise(tensor, own, weight.scale.copy(), axis)
 
     def finish(self) -> None:
         """Drop what nothing reads any more and put the nodes in order."""
         self.graph.cleanup(recurse_subgraphs=False, recurse_functions=False).toposort(recurse_functions=False)
+
+    def _dequantise(
+        self, tensor: gs.Tensor, codes: gs.Tensor, scale: npt.NDArray[np.floating], axis: int | None
+    ) -> gs.Variable:
+        inputs = [codes, gs.Constant(self._name(f"{tensor.name}_scale"), scale)]
+        if len(codes.shape) == MATRIX:  # left out it is 0 as well, but then ONNX Runtime makes no integer Gemm of it
+            inputs.append(gs.Constant(self._name(f"{tensor.name}_zero_point"), np.zeros(scale.shape, codes.dtype)))
+        result = gs.Variable(self._name(f"{tensor.name}_rounded"), scale.dtype, codes.shape)
+        self._add("DequantizeLinear", tensor, inputs, result, axis)
+        return result
 
     def _add(
         self, op: str, of: gs.Tensor, inputs: Sequence[gs.Tensor], result: gs.Variable, axis: int | None = None

@@ -47,16 +47,22 @@ def describe(tensor: gs.Tensor) -> str:
     short = {"QuantizeLinear": "q", "DequantizeLinear": "dq"}.get(producer.op if producer else "")
     if short:
         return f"{short}({describe(producer.inputs[0])})"
+    if producer is not None and _repeats_codes(producer):
+        return describe(producer.inputs[0])
     if producer is not None and producer.op == "Cast" and tensor.dtype == np.float16:
         return describe(producer.inputs[0])
     return str(tensor.name).removesuffix("_float16")
 
 
 def wiring(graph: gs.Graph) -> dict[str, list[str]]:
-    """What each node reads, by the node's name; without casts and Q/DQ nodes."""
+    """What each node reads, by the node's name; without casts, Q/DQ nodes and what repeats codes of a weight."""
     left_out = ("Cast", "QuantizeLinear", "DequantizeLinear")
     return {
         node.name or node.outputs[0].name: [describe(tensor) for tensor in node.inputs]
         for node in graph.nodes
-        if node.op not in left_out
+        if node.op not in left_out and not _repeats_codes(node)
     }
+
+
+def _repeats_codes(node: gs.Node) -> bool:
+    return node.op == "Reshape" and describe(node.inputs[0]).startswith("int8 ")

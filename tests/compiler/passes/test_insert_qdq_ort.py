@@ -17,6 +17,7 @@ from onnx import numpy_helper, parser
 from edge_mrcnn.compiler.passes import infer_types, insert_qdq_ort, run_passes
 from edge_mrcnn.compiler.recipe import Recipe
 from edge_mrcnn.errors import CalibrationError, EngineError
+from edge_mrcnn.runtime.runners import EXACT
 from tests.compiler.passes.golden import HEADER, make_ranges, measure, wiring
 from tests.compiler.tiny_model import SPEC, feeds
 
@@ -57,9 +58,11 @@ def quantise(text: str, ranges: Mapping[str, float | tuple[float, float]], **kep
     return graph
 
 
-def optimised(model: onnx.ModelProto, folder: Path) -> Counter[str]:
+def optimised(model: onnx.ModelProto, folder: Path, config: Mapping[str, str] | None = None) -> Counter[str]:
     """The nodes that ONNX Runtime runs in the end."""
     options = onnxruntime.SessionOptions()
+    for key, value in (config or {}).items():
+        options.add_session_config_entry(key, value)
     options.optimized_model_filepath = str(folder / "optimised.onnx")
     options.log_severity_level = 3
     onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -107,6 +110,30 @@ def test_each_becomes_an_integer_kernel(tmp_path: Path) -> None:
     assert nodes["QuantizeLinear"] == 1, "the input"
     assert nodes["DequantizeLinear"] == 1, "before what has no integer kernel"
     assert not {"Conv", "Add", "Relu", "Clip"} & set(nodes)
+
+
+@pytest.mark.parametrize("config", [{}, EXACT])
+def test_codes_of_a_shared_weight_are_stored_once_and_each_layer_has_its_own(
+    config: Mapping[str, str], tmp_path: Path
+) -> None:
+    model = gs.export_onnx(quantise(RESIDUAL, RANGES))
+    stored = [tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT8]
+    assert [list(tensor.dims) for tensor in stored] == [[2, 2, 1, 1]], "four convolutions read it"
+    nodes = optimised(model, tmp_path, config)
+    assert nodes["QLinearConv"] == 4
+    assert nodes["Reshape"] == 0
+    graph = onnx.load(tmp_path / "optimised.onnx").graph
+    codes = [node.input[3] for node in graph.node if node.op_type == "QLinearConv"]
+    assert len(set(codes)) == 4
+    feed = {"x": np.random.default_rng(0).uniform(-1, 1.5, (2, 2, 4, 4)).astype(np.float32)}
+    options = onnxruntime.SessionOptions()
+    for key, value in config.items():
+        options.add_session_config_entry(key, value)
+    found, plain = (
+        onnxruntime.InferenceSession(model.SerializeToString(), told).run(None, feed)[0]
+        for told in (options, onnxruntime.SessionOptions())
+    )
+    np.testing.assert_allclose(found, plain, atol=0.02 * plain.max())
 
 
 def test_an_activation_that_rounding_does_not_do_stays() -> None:
