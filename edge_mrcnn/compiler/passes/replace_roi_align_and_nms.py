@@ -31,7 +31,6 @@ def replace_roi_align_and_nms(graph: gs.Graph, spec: ModelSpec, *, reading: Read
     images = gs.Variable("images", np.uint8, ["batch", height, width, 3])
     image_hw = gs.Variable("image_hw", np.float32, ["batch", 2])
     _normalise(reading, spec, images, image_hw)
-    assert reading.pooled is not None
     heads = [*reading.objectness, *reading.deltas]
     attributes = spec.ops["rpn_proposals"]
     node = writer.add_op(RPN_PROPOSALS.name, [image_hw, *heads], "rpn_proposals", ["proposals"], **attributes)

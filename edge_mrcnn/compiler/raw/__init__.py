@@ -46,13 +46,16 @@ def import_raw(model: onnx.ModelProto, options: ImportOptions) -> onnx.ModelProt
     opset = next((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), 0)
     if opset not in OPSETS:
         raise ExportError(
-            f"this ONNX file has opset {opset}; {OPSETS[0]} to {OPSETS[-1]} can be taken: export it with opset_version=17"
+            f"this ONNX file has opset {opset}; {OPSETS[0]} to {OPSETS[-1]} can be taken: "
+            "export it with opset_version=17"
         )
-    foreign = sorted({node.domain for node in model.graph.node} - {"", "ai.onnx"})
+    foreign = sorted(
+        {f"{node.domain}.{node.op_type}" for node in model.graph.node if node.domain not in ("", "ai.onnx")}
+    )
     if foreign:
         raise ExportError(
-            f"this ONNX file has nodes of the domains {', '.join(foreign)}; only standard ops can be taken: export it "
-            "with torch.onnx.export(..., dynamo=False)"
+            f"this ONNX file cannot be taken: expected standard ops only, found {', '.join(foreign)}; export "
+            "torchvision's model as it is, with torch.onnx.export(..., dynamo=False)"
         )
     graph = gs.import_onnx(model)
     reading = Reader(graph, parse_size(options.size) if options.size else None).read()
@@ -67,9 +70,6 @@ def describe_model(reading: Reading, options: ImportOptions) -> ModelSpec:
     Raises:
         ExportError: The number of class names does not fit.
     """
-    assert reading.proposals is not None
-    assert reading.detected is not None
-    assert reading.box_pool is not None
     ops = {
         "rpn_proposals": dict(reading.proposals.attributes),
         "box_roi_align": dict(reading.box_pool.attributes),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from edge_mrcnn.compiler.raw.regions import Regions, constant_of, nested, producer, readers
-from edge_mrcnn.compiler.raw.survey import Mismatch
+from edge_mrcnn.compiler.raw.regions import Regions, constant_of, producer, readers
+from edge_mrcnn.compiler.raw.survey import MismatchError
 
 _SHAPERS = frozenset({"Reshape", "Flatten", "Concat", "Cast", "Unsqueeze", "Squeeze", "Transpose"})
 
@@ -38,16 +38,16 @@ def find_decoder(regions: Regions, deltas: gs.Tensor) -> Decoder:
     Source: torchvision models/detection/_utils.py.
 
     Raises:
-        Mismatch: The deltas are used in another way.
+        MismatchError: The deltas are used in another way.
     """
     slices = _coordinate_slices(regions, deltas)
     divided = [_divide(regions, node) for node in slices]
     limits = [_limit(regions, tensor) for tensor, _ in divided[2:]]
     if limits[0] != limits[1]:
-        raise Mismatch("dw and dh to be clipped at the same number", limits)
+        raise MismatchError("dw and dh to be clipped at the same number", limits)
     references = {id(tensor): tensor for tensor in (_reference(tensor) for tensor, _ in divided[:2])}
     if len(references) != 1:
-        raise Mismatch("dx and dy to be multiplied by sides of the same boxes", f"{len(references)} tensors")
+        raise MismatchError("dx and dy to be multiplied by sides of the same boxes", f"{len(references)} tensors")
     return Decoder(next(iter(references.values())), [weight for _, weight in divided], limits[0])
 
 
@@ -70,7 +70,9 @@ def _coordinate_slices(regions: Regions, deltas: gs.Tensor) -> list[gs.Node]:
             elif node.op in _SHAPERS:
                 waiting.append(node.outputs[0])
     if sorted(slices) != [0, 1, 2, 3]:
-        raise Mismatch("each fourth delta to be taken from 0, 1, 2 and 3 on", sorted(slices) or "nothing of the kind")
+        raise MismatchError(
+            "each fourth delta to be taken from 0, 1, 2 and 3 on", sorted(slices) or "nothing of the kind"
+        )
     return [slices[start] for start in range(4)]
 
 
@@ -94,7 +96,7 @@ def _limit(regions: Regions, tensor: gs.Tensor) -> float:
         behind = [reader.op for reader in readers(node.outputs[0])]
         if len(limits) == 1 and behind == ["Exp"] and (node.op == "Min" or node.inputs[1].is_empty()):
             return limits[0]
-    raise Mismatch("dw and dh to be clipped from above and then to go to Exp", [node.op for node in following])
+    raise MismatchError("dw and dh to be clipped from above and then to go to Exp", [node.op for node in following])
 
 
 def _reference(tensor: gs.Tensor) -> gs.Tensor:
@@ -110,7 +112,7 @@ def _reference(tensor: gs.Tensor) -> gs.Tensor:
             (first, second) = (pick.inputs[0] for pick in picks if pick is not None)
             if first is second:
                 return first
-    raise Mismatch("dx and dy to be multiplied by the sides of a box", [node.op for node in following])
+    raise MismatchError("dx and dy to be multiplied by the sides of a box", [node.op for node in following])
 
 
 # -------------------------------------------------------------------------------------------------------- suppression
@@ -135,31 +137,42 @@ class Suppression:
         return f"NMS at IoU {self.threshold:g}, best {self.kept}"
 
 
-def find_suppressions(regions: Regions) -> list[Suppression]:
-    """Every NMS of the graph, in order.
+def find_suppression(regions: Regions, nodes: Iterable[gs.Node], where: str) -> Suppression:
+    """The NMS among some nodes.
 
     Raises:
-        Mismatch: One is used in another way.
+        MismatchError: There is none, or several, or it is used in another way.
     """
-    holders = [node for node in regions.graph.nodes if _suppressor(node) is not None]
-    return [_read_suppression(regions, node) for node in holders]
+    holders = [node for node in nodes if _suppressors(node)]
+    if len(holders) != 1:
+        raise MismatchError(f"one NMS (NonMaxSuppression) {where}", len(holders))
+    return _read_suppression(regions, holders[0])
 
 
-def _suppressor(node: gs.Node) -> gs.Node | None:
+def _suppressors(node: gs.Node) -> dict[str, gs.Node]:
+    """The NMS that a node is, or that the branches of an If hold, by the attribute that holds it."""
     if node.op == "NonMaxSuppression":
-        return node
-    for graph in nested(node) if node.op == "If" else ():
-        for inner in graph.nodes:
-            if inner.op == "NonMaxSuppression":
-                return inner
-    return None
+        return {"": node}
+    if node.op != "If":
+        return {}
+    found = {}
+    for name, branch in node.attrs.items():
+        inner = (
+            [each for each in branch.nodes if each.op == "NonMaxSuppression"] if isinstance(branch, gs.Graph) else []
+        )
+        if inner:
+            found[name] = inner[0]
+    return found
 
 
 def _read_suppression(regions: Regions, holder: gs.Node) -> Suppression:
-    node = _suppressor(holder)
-    threshold = _inner_number(regions, node.inputs[3]) if node is not None and len(node.inputs) > 3 else None
+    found = _suppressors(holder)
+    if set(found) not in ({""}, {"else_branch"}):
+        raise MismatchError("an If that suppresses in its else branch, where there are boxes", f"in {', '.join(found)}")
+    (node,) = found.values()
+    threshold = _inner_number(regions, node.inputs[3]) if len(node.inputs) > 3 else None
     if threshold is None or not 0 <= threshold <= 1:
-        raise Mismatch("a NonMaxSuppression with an IoU threshold from 0 to 1", threshold)
+        raise MismatchError("a NonMaxSuppression with an IoU threshold from 0 to 1", threshold)
     waiting, seen = list(holder.outputs), set()
     while waiting:
         for reader in readers(waiting.pop()):
@@ -172,7 +185,7 @@ def _read_suppression(regions: Regions, holder: gs.Node) -> Suppression:
                     return Suppression(holder, threshold, int(last), reader.outputs[0])
             elif reader.op in ("Gather", "Squeeze", "Cast", "Reshape"):
                 waiting.append(reader.outputs[0])
-    raise Mismatch("an NMS of which a Slice keeps the first ones", f"none behind a {holder.op}")
+    raise MismatchError("an NMS of which a Slice keeps the first ones", f"none behind a {holder.op}")
 
 
 def _inner_number(regions: Regions, tensor: gs.Tensor) -> float | None:
@@ -201,7 +214,7 @@ def find_thresholds(regions: Regions, nodes: Sequence[gs.Node]) -> Thresholds:
     """Read the comparisons with a number among some nodes.
 
     Raises:
-        Mismatch: Sides are not compared, or with different numbers.
+        MismatchError: Sides are not compared, or with different numbers.
     """
     sides: list[float] = []
     scores: list[tuple[str, float]] = []
@@ -217,7 +230,7 @@ def find_thresholds(regions: Regions, nodes: Sequence[gs.Node]) -> Thresholds:
         else:
             scores.append((op, number))
     if len(sides) != 2 or len(set(sides)) != 1:
-        raise Mismatch("both sides of a box to be compared with a least size", sides or "no comparison")
+        raise MismatchError("both sides of a box to be compared with a least size", sides or "no comparison")
     return Thresholds(sides[0], scores)
 
 

@@ -1,4 +1,4 @@
-"""What stands behind the pools: the box head with its two outputs, what becomes of its boxes, mask and keypoint heads."""
+"""What stands behind the pools: the box head, what becomes of its boxes, mask and keypoint heads."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 import onnx_graphsurgeon as gs
 
-from edge_mrcnn.compiler.raw.boxes import Decoder, find_decoder, find_suppressions, find_thresholds
+from edge_mrcnn.compiler.raw.boxes import Decoder, find_decoder, find_suppression, find_thresholds
 from edge_mrcnn.compiler.raw.pools import Pool, Pools, unwrap
 from edge_mrcnn.compiler.raw.regions import Regions, producer, readers
-from edge_mrcnn.compiler.raw.survey import Mismatch
+from edge_mrcnn.compiler.raw.survey import MismatchError
 
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Relu", "LeakyRelu", "BatchNormalization", "Resize", "Cast", "Dropout"})
 _PRODUCTS = frozenset({"Gemm", "MatMul", "Add"})
@@ -39,28 +39,28 @@ def find_box_head(regions: Regions, pools: Pools) -> BoxHead:
     """Find the logits by their softmax and the deltas by their decoding.
 
     Raises:
-        Mismatch: One of them is not there, or not once.
+        MismatchError: One of them is not there, or not once.
     """
     behind = _behind(regions, pools.box)
     sure = [node for node in regions.graph.nodes if node.op == "Softmax" and id(node) in behind]
     if len(sure) != 1:
-        raise Mismatch("one Softmax of classes behind the box pool", len(sure))
+        raise MismatchError("one Softmax of classes behind the box pool", len(sure))
     logits = sure[0].inputs[0]
     found: list[tuple[gs.Tensor, Decoder]] = []
-    reasons: list[Mismatch] = []
+    reasons: list[MismatchError] = []
     for node in regions.graph.nodes:
         if id(node) not in behind or node.op not in _PRODUCTS or node.outputs[0] is logits:
             continue
         try:
             decoder = find_decoder(regions, node.outputs[0])
-        except Mismatch as mismatch:
+        except MismatchError as mismatch:
             reasons.append(mismatch)
             continue
         if unwrap(decoder.references) is pools.box.boxes:
             found.append((node.outputs[0], decoder))
     if len(found) != 1:
         why = reasons[-1].found if reasons else "no such layer"
-        raise Mismatch("one layer whose output is decoded on the proposals", f"{len(found)} ({why})")
+        raise MismatchError("one layer whose output is decoded on the proposals", f"{len(found)} ({why})")
     return BoxHead(logits, *found[0])
 
 
@@ -107,37 +107,34 @@ def find_detections(regions: Regions, pools: Pools, head: BoxHead, widths: tuple
         widths: Numbers of logits and of deltas.
 
     Raises:
-        Mismatch: It is not what torchvision does.
+        MismatchError: It is not what torchvision does.
     """
     proposals = pools.box.boxes
     before = {id(node) for node in regions.ancestors([proposals])}
-    suppressions = [each for each in find_suppressions(regions) if id(each.node) not in before]
-    if len(suppressions) != 1:
-        raise Mismatch("one NMS behind the box head", len(suppressions))
+    behind = [node for node in regions.graph.nodes if id(node) not in before]
+    suppression = find_suppression(regions, behind, "behind the box head")
     results = [
-        node.outputs[0]
-        for node in readers(suppressions[0].index)
-        if node.op == "Gather" and not node.attrs.get("axis", 0)
+        node.outputs[0] for node in readers(suppression.index) if node.op == "Gather" and not node.attrs.get("axis", 0)
     ]
     if len(results) != 3:
-        raise Mismatch("boxes, scores and labels picked by the NMS", f"{len(results)} tensors")
+        raise MismatchError("boxes, scores and labels picked by the NMS", f"{len(results)} tensors")
     for pool in pools.others:
         if all(pool.boxes is not result for result in results):
-            raise Mismatch("the other pools to take the boxes that the NMS keeps", "others")
+            raise MismatchError("the other pools to take the boxes that the NMS keeps", "others")
     stop = {id(tensor) for tensor in (head.logits, head.deltas, proposals)}
     thresholds = find_thresholds(regions, regions.ancestors(results, stop))
     if len(thresholds.scores) != 1 or thresholds.scores[0][0] != "Greater":
-        raise Mismatch("detections above one score to be kept", thresholds.scores or "no comparison")
+        raise MismatchError("detections above one score to be kept", thresholds.scores or "no comparison")
     classes, deltas = widths
     if deltas not in (4, 4 * classes):
-        raise Mismatch(f"4 or {4 * classes} deltas for {classes} classes", deltas)
+        raise MismatchError(f"4 or {4 * classes} deltas for {classes} classes", deltas)
     attributes = {
         "box_weights": head.decoder.weights,
         "bbox_xform_clip": head.decoder.clip,
         "score_threshold": thresholds.scores[0][1],
-        "nms_threshold": suppressions[0].threshold,
+        "nms_threshold": suppression.threshold,
         "min_size": thresholds.min_size,
-        "detections_per_image": suppressions[0].kept,
+        "detections_per_image": suppression.kept,
         "background": "first",
         "class_agnostic": int(deltas == 4),
     }
@@ -168,7 +165,7 @@ def find_dense_head(pool: Pool) -> DenseHead:
     """Follow the layers behind a pool: up to a Sigmoid they give masks, up to a Resize the heatmaps of keypoints.
 
     Raises:
-        Mismatch: They end in another way.
+        MismatchError: They end in another way.
     """
     tensor, ops = pool.pooled, []
     while True:
@@ -183,4 +180,4 @@ def find_dense_head(pool: Pool) -> DenseHead:
     if maker is not None and maker.op == "Resize" and "ConvTranspose" in ops:
         return DenseHead("keypoint", pool, tensor)
     found = f"{', '.join(ops) or 'nothing'} and then {', '.join(node.op for node in following) or 'the end'}"
-    raise Mismatch("convolutions and a Sigmoid (masks), or a ConvTranspose and a Resize (keypoints)", found)
+    raise MismatchError("convolutions and a Sigmoid (masks), or a ConvTranspose and a Resize (keypoints)", found)

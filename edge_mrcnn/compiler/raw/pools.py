@@ -11,7 +11,7 @@ from typing import Any
 import onnx_graphsurgeon as gs
 
 from edge_mrcnn.compiler.raw.regions import Regions, producer, readers
-from edge_mrcnn.compiler.raw.survey import Mismatch
+from edge_mrcnn.compiler.raw.survey import MismatchError
 from edge_mrcnn.ops import MAX_LEVELS
 
 SCATTERS = frozenset({"ScatterElements", "Scatter", "ScatterND"})
@@ -73,7 +73,7 @@ def find_pools(regions: Regions) -> Pools:
     """Group the RoiAlign nodes by the tensor that their patches are merged in.
 
     Raises:
-        Mismatch: There are none, or nodes that pool together differ.
+        MismatchError: There are none, or nodes that pool together differ.
     """
     groups: dict[int, list[gs.Node]] = {}
     merged: dict[int, gs.Tensor] = {}
@@ -83,11 +83,14 @@ def find_pools(regions: Regions) -> Pools:
             merged[id(tensor)] = tensor
             groups.setdefault(id(tensor), []).append(node)
     if not groups:
-        raise Mismatch("RoiAlign nodes for 1 to 3 pools", "none")
+        raise MismatchError("RoiAlign nodes for 1 to 3 pools", "none")
     pools = [_read_pool(regions, nodes, merged[key]) for key, nodes in groups.items()]
     first = [pool for pool in pools if not any(_depends(regions, pool, other) for other in pools)]
     if len(first) != 1 or len(pools) > 3:
-        raise Mismatch("one pool of proposals, and up to two of what was detected in it", f"{len(pools)} pools")
+        raise MismatchError(
+            "one pool of proposals, and up to two of detections, for masks and keypoints",
+            f"{len(first)} pools of proposals, {len(pools) - len(first)} of detections",
+        )
     return Pools(first[0], tuple(pool for pool in pools if pool is not first[0]))
 
 
@@ -112,7 +115,7 @@ def _read_pool(regions: Regions, nodes: Sequence[gs.Node], pooled: gs.Tensor) ->
     nodes = sorted(nodes, key=lambda node: -float(node.attrs.get("spatial_scale", 1.0)))
     boxes = [_boxes_of(regions, node) for node in nodes]
     if len({id(each[0]) for each in boxes}) != 1:
-        raise Mismatch("the levels of a pool to pool the same boxes", f"{len(nodes)} levels with different ones")
+        raise MismatchError("the levels of a pool to pool the same boxes", f"{len(nodes)} levels with different ones")
     attributes = _attributes(nodes, regions.graph.opset)
     attributes |= _level_rule(regions, [index for _, index in boxes], attributes["strides"])
     return Pool(tuple(nodes), boxes[0][0], pooled, attributes)
@@ -123,14 +126,14 @@ def _boxes_of(regions: Regions, node: gs.Node) -> tuple[gs.Tensor, gs.Tensor | N
     columns = producer(node.inputs[1])
     picked = None if columns is None else regions.value(columns.inputs[1])
     if columns is None or columns.op != "Gather" or picked is None or picked.reshape(-1).tolist() != [1, 2, 3, 4]:
-        raise Mismatch("RoiAlign to take columns 1 to 4 of rois", columns.op if columns else "an input")
+        raise MismatchError("RoiAlign to take columns 1 to 4 of rois", columns.op if columns else "an input")
     tensor, index = columns.inputs[0], None
     rows = producer(tensor)
     if rows is not None and rows.op in ("Gather", "GatherND"):
         tensor, index = rows.inputs[0], rows.inputs[1]
         rows = producer(tensor)
     if rows is None or rows.op != "Concat" or len(rows.inputs) != 2:
-        raise Mismatch("rois to be a picture's number beside a box", rows.op if rows else "an input")
+        raise MismatchError("rois to be a picture's number beside a box", rows.op if rows else "an input")
     return unwrap(rows.inputs[1]), index
 
 
@@ -149,9 +152,9 @@ def _attributes(nodes: Sequence[gs.Node], opset: int) -> dict[str, Any]:
     strides = [round(1 / scale) if scale > 0 else 0 for scale in scales]
     powers = all(stride > 0 and stride & (stride - 1) == 0 for stride in strides)
     if not powers or any(stride * scale != 1 for stride, scale in zip(strides, scales, strict=True)):
-        raise Mismatch("spatial scales of 1 by a power of two", scales)
+        raise MismatchError("spatial scales of 1 by a power of two", scales)
     if any(coarse != 2 * fine for fine, coarse in pairwise(strides)) or len(strides) > MAX_LEVELS:
-        raise Mismatch(f"up to {MAX_LEVELS} levels, each of twice the stride of the one before", strides)
+        raise MismatchError(f"up to {MAX_LEVELS} levels, each of twice the stride of the one before", strides)
     return {
         "strides": strides,
         "output_size": _same(nodes, "patches", _side),
@@ -163,16 +166,16 @@ def _attributes(nodes: Sequence[gs.Node], opset: int) -> dict[str, Any]:
 def _same(nodes: Sequence[gs.Node], what: str, read: Any) -> int:
     values = [read(node) for node in nodes]
     if len(set(values)) != 1:
-        raise Mismatch(f"the same {what} on all levels of a pool", values)
+        raise MismatchError(f"the same {what} on all levels of a pool", values)
     return int(values[0])
 
 
 def _side(node: gs.Node) -> int:
     height, width = node.attrs.get("output_height", 1), node.attrs.get("output_width", 1)
     if height != width:
-        raise Mismatch("square patches", f"{height}x{width}")
+        raise MismatchError("square patches", f"{height}x{width}")
     if node.attrs.get("mode", "avg") not in ("avg", b"avg"):
-        raise Mismatch("RoiAlign by the average", node.attrs["mode"])
+        raise MismatchError("RoiAlign by the average", node.attrs["mode"])
     return int(height)
 
 
@@ -188,26 +191,26 @@ def _level_rule(regions: Regions, places: Sequence[gs.Tensor | None], strides: S
     """The numbers of `floor(level + log2(sqrt(area) / scale) + eps)`. Source: torchvision ops/poolers.py `LevelMapper`.
 
     Raises:
-        Mismatch: The level is chosen in another way.
+        MismatchError: The level is chosen in another way.
     """
     if len(strides) == 1:
         return dict(ONE_LEVEL)
     compared = [_comparison(regions, place) for place in places]
     if [level for _, level in compared] != list(range(len(strides))) or len({id(t) for t, _ in compared}) != 1:
-        raise Mismatch("each level to pool the boxes that are of it", [level for _, level in compared])
+        raise MismatchError("each level to pool the boxes that are of it", [level for _, level in compared])
     steps = list(_steps_back(regions, compared[0][0]))
     found = [op for op, _ in steps if op != "Cast"]
     expected = ["Sub", "Clip", "Floor", "Add", "Add", "Div", "Log", "Div", "Sqrt"]
     if found != expected:
-        raise Mismatch(f"a level rule of {', '.join(reversed(expected))}", ", ".join(reversed(found)))
+        raise MismatchError(f"a level rule of {', '.join(reversed(expected))}", ", ".join(reversed(found)))
     numbers = [values for op, values in steps if op != "Cast"]
     first, last = int(math.log2(strides[0])), int(math.log2(strides[-1]))
     limits, lowest = numbers[1], numbers[0]
     if lowest != [first] or limits != [first, last] or not math.isclose(numbers[5][0], math.log(2), rel_tol=1e-6):
-        raise Mismatch(f"levels from {first} to {last}, by the logarithm to base 2", [lowest, limits, numbers[5]])
+        raise MismatchError(f"levels from {first} to {last}, by the logarithm to base 2", [lowest, limits, numbers[5]])
     eps, level = sorted((numbers[3][0], numbers[4][0]), key=abs)
     if level != int(level) or abs(eps) >= 0.5:
-        raise Mismatch("a whole canonical level and a small eps", (level, eps))
+        raise MismatchError("a whole canonical level and a small eps", (level, eps))
     return {"canonical_scale": numbers[7][0], "canonical_level": int(level), "level_eps": eps}
 
 
@@ -222,7 +225,7 @@ def _comparison(regions: Regions, places: gs.Tensor | None) -> tuple[gs.Tensor, 
             level = regions.number(node.inputs[1])
             return node.inputs[0], -1 if level is None else int(level)
         tensor = node.inputs[0]
-    raise Mismatch("each level to pool where Equal says so", "another way of choosing boxes")
+    raise MismatchError("each level to pool where Equal says so", "another way of choosing boxes")
 
 
 def _steps_back(regions: Regions, tensor: gs.Tensor) -> Iterator[tuple[str, list[float]]]:

@@ -20,7 +20,7 @@ from edge_mrcnn.compiler.raw.heads import BoxHead, Detected
 from edge_mrcnn.compiler.raw.pools import Pool, Pools
 from edge_mrcnn.compiler.raw.regions import Array, Regions
 from edge_mrcnn.compiler.raw.rpn import Head, Proposals
-from edge_mrcnn.compiler.raw.survey import Mismatch
+from edge_mrcnn.compiler.raw.survey import MismatchError
 from edge_mrcnn.compiler.raw.transform import Transform
 from edge_mrcnn.ops import DETECTION_NMS, DOMAIN, OPS, PLUGIN_ATTRIBUTES, PYRAMID_ROI_ALIGN, RPN_PROPOSALS, VERSION
 
@@ -53,7 +53,7 @@ def prove_proposals(regions: Regions, head: Head, proposals: Proposals, transfor
     """Hold the region between the RPN's head and the proposals against `RpnProposals`.
 
     Raises:
-        Mismatch: They differ.
+        MismatchError: They differ.
     """
     random = np.random.default_rng(SEED)
     objectness = [_normal(random, regions.shapes[id(tensor)], 2.0) for tensor in head.objectness]
@@ -74,7 +74,7 @@ def prove_detections(
     """Hold the region between the box head and the detections against `DetectionNms`.
 
     Raises:
-        Mismatch: They differ.
+        MismatchError: They differ.
     """
     random = np.random.default_rng(SEED)
     boxes = _boxes(random, transform.content)
@@ -95,7 +95,7 @@ def prove_pool(regions: Regions, pool: Pool) -> Proof:
     """Hold a pool against `PyramidRoiAlign`.
 
     Raises:
-        Mismatch: They differ.
+        MismatchError: They differ.
     """
     random = np.random.default_rng(SEED)
     features = [_normal(random, regions.shapes[id(tensor)], 1.0) for tensor in pool.features]
@@ -105,10 +105,10 @@ def prove_pool(regions: Regions, pool: Pool) -> Proof:
     (found,) = _run_region(regions, feeds, [pool.pooled])
     (expected,) = _run_op(PYRAMID_ROI_ALIGN.name, [boxes[None], *features], pool.attributes)
     if found.shape != expected.shape:
-        raise Mismatch(f"patches {expected.shape} of random numbers", found.shape)
+        raise MismatchError(f"patches {expected.shape} of random numbers", found.shape)
     worst = float(np.abs(found - expected).max(initial=0)) / float(np.abs(expected).max(initial=1))
     if not worst < RELATIVE:
-        raise Mismatch("patches of random numbers like PyramidRoiAlign's", f"a difference of {worst:.2g}")
+        raise MismatchError("patches of random numbers like PyramidRoiAlign's", f"a difference of {worst:.2g}")
     return Proof(pool.describe())
 
 
@@ -157,7 +157,7 @@ def _run_op(op: str, inputs: Sequence[Array], attributes: Mapping[str, Any]) -> 
     graph = helper.make_graph([node], op, infos, results)
     model = helper.make_model(graph, opset_imports=opsets, functions=[body], ir_version=10)
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
+    options.log_severity_level, options.intra_op_num_threads = 4, 1
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
     found: list[Array] = session.run(None, dict(zip(names, inputs, strict=True)))
     return found
@@ -169,7 +169,7 @@ def _rows(results: Sequence[Array]) -> Array:
     labels = [each for each in results if each.ndim == 1 and np.issubdtype(each.dtype, np.integer)]
     scores = [each for each in results if each.ndim == 1 and np.issubdtype(each.dtype, np.floating)]
     if not len(boxes) == len(labels) == len(scores) == 1:
-        raise Mismatch("boxes (N, 4), scores (N,) and whole labels (N,)", [each.shape for each in results])
+        raise MismatchError("boxes (N, 4), scores (N,) and whole labels (N,)", [each.shape for each in results])
     return np.concatenate([boxes[0], scores[0][:, None], labels[0][:, None]], axis=1)
 
 
@@ -183,7 +183,7 @@ def _share(found: Array, expected: Array) -> bool:
 
 def _differ(found: Array, expected: Array, what: str) -> Proof:
     first = [np.round(rows[:1], 2).tolist() for rows in (expected, found)]
-    raise Mismatch(
+    raise MismatchError(
         f"the {what} of random numbers that these attributes give: {len(expected)}, first {first[0]}",
         f"{len(found)}, first {first[1]}",
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import onnx_graphsurgeon as gs
@@ -12,8 +12,8 @@ from edge_mrcnn.compiler.raw.pools import Pool, Pools, find_pools
 from edge_mrcnn.compiler.raw.proof import prove_detections, prove_pool, prove_proposals
 from edge_mrcnn.compiler.raw.regions import Regions, simplify
 from edge_mrcnn.compiler.raw.rpn import Anchors, Head, Proposals, find_anchors, find_head, find_proposals
-from edge_mrcnn.compiler.raw.survey import Mismatch, Survey
-from edge_mrcnn.compiler.raw.transform import Transform, find_transform
+from edge_mrcnn.compiler.raw.survey import MismatchError, Survey, sure
+from edge_mrcnn.compiler.raw.transform import Transform, find_inputs, find_transform
 from edge_mrcnn.compiler.raw.transplant import Transplant
 from edge_mrcnn.compiler.raw.writer import Writer
 
@@ -88,16 +88,16 @@ class Reading:
     transform: Transform
     canvas: tuple[int, int]
     image: gs.Variable
-    levels: list[gs.Tensor] = field(default_factory=list)
-    objectness: list[gs.Tensor] = field(default_factory=list)
-    deltas: list[gs.Tensor] = field(default_factory=list)
-    proposals: Proposals | None = None
-    box_pool: Pool | None = None
-    pooled: gs.Variable | None = None
-    outputs: list[gs.Tensor] = field(default_factory=list)
-    classes: int = 0
-    detected: Detected | None = None
-    heads: list[Maps] = field(default_factory=list)
+    levels: list[gs.Tensor]
+    objectness: list[gs.Tensor]
+    deltas: list[gs.Tensor]
+    proposals: Proposals
+    box_pool: Pool
+    pooled: gs.Variable
+    outputs: list[gs.Tensor]
+    classes: int
+    detected: Detected
+    heads: list[Maps]
 
 
 class Reader:
@@ -120,6 +120,7 @@ class Reader:
             ExportError: Some part does not match; the message lists all.
         """
         find = self.survey.find
+        find("inputs", find_inputs, self.regions.graph)
         transform = find("transform", find_transform, self.regions)
         pools = find("pools", find_pools, self.regions)
         head = find("rpn head", find_head, self.regions, pools)
@@ -135,30 +136,29 @@ class Reader:
         find("detections run", self._prove_detections, transform, pools, box_head, outputs, detected)
         heads = [self._read_head(pool, anchors) for pool in (pools.others if pools else ())]
         self.survey.conclude()
-        assert transform and pools and head and backbone and layers and proposals and outputs and detected
-        half = len(head.objectness)
+        levels = len(sure(head).objectness)
         return Reading(
-            self.writer,
-            transform,
-            self.wanted or transform.canvas,
-            self._image,
-            backbone.ends,
-            layers.ends[:half],
-            layers.ends[half:],
-            proposals,
-            pools.box,
-            self._pooled,
-            outputs.ends,
-            self._widths(outputs)[0],
-            detected,
-            [each for each in heads if each is not None],
+            writer=self.writer,
+            transform=sure(transform),
+            canvas=self.wanted or sure(transform).canvas,
+            image=self._image,
+            levels=sure(backbone).ends,
+            objectness=sure(layers).ends[:levels],
+            deltas=sure(layers).ends[levels:],
+            proposals=sure(proposals),
+            box_pool=sure(pools).box,
+            pooled=self._pooled,
+            outputs=sure(outputs).ends,
+            classes=self._widths(sure(outputs))[0],
+            detected=sure(detected),
+            heads=[each for each in heads if each is not None],
         )
 
     def _write_backbone(self, transform: Transform, head: Head) -> Layers:
         """The layers between the picture and the pyramid."""
         own, new = transform.canvas, self.wanted or transform.canvas
         self.regions.forget()
-        self.regions.assume(transform.resized, [*[1] * (len(transform.picture.shape) - 3), 3, *transform.content])
+        self.regions.assume(transform.resized, [*[1] * (transform.rank - 3), 3, *transform.content])
         self._image = gs.Variable("normalised", "float32")
         self.transplant.begin(transform.padded, self._image, ([1, 3, *own], [1, 3, *new]))
         before = len(self.writer.graph.nodes)
@@ -185,7 +185,7 @@ class Reader:
         """The pool does what it is said to do, on the levels that the anchors say."""
         strides = anchors.attributes["strides"][: len(pool.nodes)]
         if pool.attributes["strides"] != strides:
-            raise Mismatch(f"a pool of the pyramid's strides {strides}", pool.attributes["strides"])
+            raise MismatchError(f"a pool of the pyramid's strides {strides}", pool.attributes["strides"])
         return prove_pool(self.regions, pool)
 
     def _write_box_head(self, pools: Pools, head: BoxHead, layers: Layers) -> Layers:
@@ -207,7 +207,7 @@ class Reader:
         """Numbers of class logits and of box deltas."""
         logits, deltas = (self.writer.shapes[id(tensor)][0] for tensor in outputs.ends)
         if len(logits) != 2 or len(deltas) != 2:
-            raise Mismatch("class logits (N, K) and box deltas (N, 4K)", f"{logits} and {deltas}")
+            raise MismatchError("class logits (N, K) and box deltas (N, 4K)", f"{logits} and {deltas}")
         return logits[1], deltas[1]
 
     def _find_detections(self, pools: Pools, head: BoxHead, outputs: Layers) -> Detected:
@@ -224,5 +224,5 @@ class Reader:
         (maps,) = self.transplant.copy([head.maps], f"{head.kind}_head")
         shape = self.writer.shapes[id(maps)][0]
         if len(shape) != 4 or shape[0] != ROIS or shape[2] != shape[3]:
-            raise Mismatch("square maps of each detection", shape)
+            raise MismatchError("square maps of each detection", shape)
         return Maps(head.kind, head.pool, pooled, maps, shape[1], shape[2])

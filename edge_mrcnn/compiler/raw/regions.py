@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 import onnxruntime
 from onnx import helper
 
-from edge_mrcnn.compiler.raw.survey import Mismatch
+from edge_mrcnn.compiler.raw.survey import MismatchError
 
 Array = npt.NDArray[Any]
 
@@ -135,7 +135,7 @@ class Regions:
             outputs: What to compute.
 
         Raises:
-            Mismatch: They do not run.
+            MismatchError: They do not run.
         """
         part = gs.Graph(list(nodes), opset=self.graph.opset, import_domains=self.graph.import_domains)
         model = gs.export_onnx(part, do_type_check=False)
@@ -146,13 +146,13 @@ class Regions:
         model.graph.output.extend(onnx.ValueInfoProto(name=tensor.name) for tensor in outputs)
         del model.graph.value_info[:]
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
+        options.log_severity_level, options.intra_op_num_threads = 4, 1
         try:
             session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
             found: list[Array] = session.run(None, {tensor.name: value for tensor, value in feeds})
         except Exception as error:  # ONNX Runtime's errors have no common base
             reason = str(error).strip().splitlines()[0]
-            raise Mismatch("a part that runs by itself in ONNX Runtime", reason) from error
+            raise MismatchError("a part that runs by itself in ONNX Runtime", reason) from error
         return found
 
 
@@ -174,21 +174,22 @@ def simplify(graph: gs.Graph) -> None:
     """Make constants of Constant nodes, and let what reads an Identity read what it stands for; in place."""
     inner = {id(tensor) for node in graph.nodes for part in nested(node) for tensor in part.outputs}
     kept = inner | {id(tensor) for tensor in graph.outputs}
-    for node in list(graph.nodes):
+    left = []
+    for node in graph.nodes:
         result = node.outputs[0] if node.outputs else None
-        if node.op == "Constant" and id(result) not in kept:
-            value = constant_of(node)
-            if value is not None:
-                node.outputs.clear()
-                result.to_constant(value)
-                graph.nodes.remove(node)
-        elif node.op == "Identity" and id(result) not in kept:
+        value = constant_of(node) if node.op == "Constant" else None
+        if result is None or id(result) in kept or (value is None and node.op != "Identity"):
+            left.append(node)
+        elif value is not None:
+            node.outputs.clear()
+            result.to_constant(value)
+        else:
             for reader in list(result.outputs):
                 for place, tensor in enumerate(reader.inputs):
                     if tensor is result:
                         reader.inputs[place] = node.inputs[0]
             node.inputs.clear()
-            graph.nodes.remove(node)
+    graph.nodes = left
 
 
 def constant_of(node: gs.Node) -> Array | None:

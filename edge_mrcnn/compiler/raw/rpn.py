@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from edge_mrcnn.compiler.raw.boxes import find_decoder, find_suppressions, find_thresholds
+from edge_mrcnn.compiler.raw.boxes import find_decoder, find_suppression, find_thresholds
 from edge_mrcnn.compiler.raw.pools import Pools
 from edge_mrcnn.compiler.raw.regions import Array, Regions, producer
-from edge_mrcnn.compiler.raw.survey import Mismatch
+from edge_mrcnn.compiler.raw.survey import MismatchError
 from edge_mrcnn.ops import MAX_LEVELS
 
 _ROWS = [0, 3, 4, 1, 2]
@@ -49,11 +49,13 @@ def find_head(regions: Regions, pools: Pools) -> Head:
     """Find the pairs of convolutions that give A and 4A channels on each level.
 
     Raises:
-        Mismatch: There are none, or they differ between levels.
+        MismatchError: There are none, or they differ between levels.
     """
     rows = _level_rows(regions)
     if len(rows) != 2:
-        raise Mismatch(f"objectness and deltas, laid out by a transposition {_ROWS} and joined", f"{len(rows)} such")
+        raise MismatchError(
+            f"objectness and deltas, laid out by a transposition {_ROWS} and joined", f"{len(rows)} such"
+        )
     (first, one), (second, other) = rows
     channels = [_channels(regions, tensor) for tensor in (one[0], other[0])]
     if channels[1] == 4 * channels[0]:
@@ -61,9 +63,9 @@ def find_head(regions: Regions, pools: Pools) -> Head:
     elif channels[0] == 4 * channels[1]:
         objectness, deltas, merged = other, one, first
     else:
-        raise Mismatch("convolutions with A and 4A channels", channels)
+        raise MismatchError("convolutions with A and 4A channels", channels)
     if len(objectness) != len(deltas) or not 1 <= len(deltas) <= MAX_LEVELS:
-        raise Mismatch(f"1 to {MAX_LEVELS} levels of both", f"{len(objectness)} and {len(deltas)}")
+        raise MismatchError(f"1 to {MAX_LEVELS} levels of both", f"{len(objectness)} and {len(deltas)}")
     features = _features(regions, pools, objectness, deltas)
     return Head(features, objectness, deltas, merged, min(channels))
 
@@ -95,7 +97,7 @@ def _channels(regions: Regions, tensor: gs.Tensor) -> int:
     node = producer(tensor)
     weight = regions.value(node.inputs[1]) if node is not None else None
     if weight is None:
-        raise Mismatch("a convolution with a constant weight", "another")
+        raise MismatchError("a convolution with a constant weight", "another")
     return int(weight.shape[0])
 
 
@@ -108,16 +110,18 @@ def _features(
     features = []
     for level, (one, other) in enumerate(zip(objectness, deltas, strict=True)):
         steps = _walk(one, len(finest))
-        shared = producer(one), producer(other)
-        if any(node is None for node in shared) or shared[0].inputs[0] is not shared[1].inputs[0]:
-            raise Mismatch("objectness and deltas of a level to come from the same tensor", f"level {level} does not")
+        read = [node.inputs[0] for node in map(producer, (one, other)) if node is not None]
+        if len(read) != 2 or read[0] is not read[1]:
+            raise MismatchError(
+                "objectness and deltas of a level to come from the same tensor", f"level {level} does not"
+            )
         pairs = [*zip(finest, steps, strict=True), (producer(deltas[0]), producer(other))]
         if not all(_equal_layers(regions, a, b) for a, b in pairs):
-            raise Mismatch("the same head on all levels", f"other weights on level {level} than on level 0")
+            raise MismatchError("the same head on all levels", f"other weights on level {level} than on level 0")
         features.append(steps[-1].inputs[0])
     for pool in (pools.box, *pools.others):
         if [id(tensor) for tensor in pool.features] != [id(tensor) for tensor in features[: len(pool.nodes)]]:
-            raise Mismatch("the pools to take the finest levels of the pyramid", "other tensors")
+            raise MismatchError("the pools to take the finest levels of the pyramid", "other tensors")
     return features
 
 
@@ -128,7 +132,7 @@ def _steps_to(tensor: gs.Tensor, end: gs.Tensor) -> list[gs.Node]:
         node = producer(tensor)
         if node is None or node.op not in _HEAD:
             found = f"{', '.join(step.op for step in steps)} and then {node.op if node else 'an input'}"
-            raise Mismatch("convolutions between the finest pooled feature map and the objectness", found)
+            raise MismatchError("convolutions between the finest pooled feature map and the objectness", found)
         steps.append(node)
         tensor = node.inputs[0]
     return steps
@@ -139,7 +143,7 @@ def _walk(tensor: gs.Tensor, count: int) -> list[gs.Node]:
     for _ in range(count):
         node = producer(tensor)
         if node is None:
-            raise Mismatch(f"a head of {count} nodes on each level", len(steps))
+            raise MismatchError(f"a head of {count} nodes on each level", len(steps))
         steps.append(node)
         tensor = node.inputs[0]
     return steps
@@ -188,7 +192,7 @@ def find_anchors(regions: Regions, head: Head, canvas: tuple[int, int]) -> Ancho
         canvas: The one that the shapes are of.
 
     Raises:
-        Mismatch: They are not the same in all cells, or do not depend on shapes alone.
+        MismatchError: They are not the same in all cells, or do not depend on shapes alone.
     """
     decoder = find_decoder(regions, head.merged)
     laid = regions.value(decoder.references)
@@ -196,7 +200,7 @@ def find_anchors(regions: Regions, head: Head, canvas: tuple[int, int]) -> Ancho
     counts = [height * width * head.anchors for height, width in grids]
     if laid is None or laid.reshape(-1).size != 4 * sum(counts):
         found = "others, which depend on pixels" if laid is None else f"{laid.size // 4}"
-        raise Mismatch(f"{sum(counts)} anchors on {canvas[0]}x{canvas[1]}", found)
+        raise MismatchError(f"{sum(counts)} anchors on {canvas[0]}x{canvas[1]}", found)
     levels = np.split(laid.reshape(-1, 4), np.cumsum(counts)[:-1])
     cells = np.stack([level[: head.anchors] for level in levels])
     strides = [_nominal(canvas, grid) for grid in grids]
@@ -215,7 +219,7 @@ def _nominal(canvas: tuple[int, int], grid: tuple[int, ...]) -> int:
     """Stride of a level, a power of two. Source: torchvision ops/poolers.py `_infer_scale`."""
     vertical, horizontal = (2 ** round(math.log2(side / cells)) for side, cells in zip(canvas, grid, strict=True))
     if vertical != horizontal:
-        raise Mismatch("feature maps with the same stride on both sides", f"{grid} cells on {canvas}")
+        raise MismatchError("feature maps with the same stride on both sides", f"{grid} cells on {canvas}")
     return int(vertical)
 
 
@@ -232,7 +236,7 @@ def _stride_rule(
         expected = [_lay_out(cell, grid, step) for cell, grid, step in zip(cells, grids, steps, strict=True)]
         if all(np.array_equal(a, b) for a, b in zip(levels, expected, strict=True)):
             return rule
-    raise Mismatch(f"anchors a stride apart: {by_grid} or {list(strides)}", "another layout")
+    raise MismatchError(f"anchors a stride apart: {by_grid} or {list(strides)}", "another layout")
 
 
 def _lay_out(cell: Array, grid: tuple[int, ...], step: tuple[int, ...]) -> Array:
@@ -268,27 +272,24 @@ def find_proposals(regions: Regions, head: Head, anchors: Anchors, pools: Pools)
     """Read what lies between the head and the boxes that the box pool takes.
 
     Raises:
-        Mismatch: It is not what torchvision does.
+        MismatchError: It is not what torchvision does.
     """
     boxes = pools.box.boxes
     stop = {id(tensor) for tensor in (*head.objectness, *head.deltas)}
     nodes = regions.ancestors([boxes], stop)
-    own = {id(node) for node in nodes}
-    suppressions = [each for each in find_suppressions(regions) if id(each.node) in own]
-    if len(suppressions) != 1:
-        raise Mismatch("one NMS between the RPN's head and the box pool", len(suppressions))
+    suppression = find_suppression(regions, nodes, "between the RPN's head and the box pool")
     last = producer(boxes)
-    if last is None or last.op != "Gather" or last.inputs[1] is not suppressions[0].index:
-        raise Mismatch("the box pool to take what the NMS keeps", last.op if last else "an input")
+    if last is None or last.op != "Gather" or last.inputs[1] is not suppression.index:
+        raise MismatchError("the box pool to take what the NMS keeps", last.op if last else "an input")
     thresholds = find_thresholds(regions, nodes)
     scores = thresholds.scores or [("GreaterOrEqual", 0.0)]
     if len(scores) != 1 or scores[0][0] != "GreaterOrEqual":
-        raise Mismatch("proposals of at least one score to be kept", scores)
+        raise MismatchError("proposals of at least one score to be kept", scores)
     attributes = {
         **anchors.attributes,
         "pre_nms_top_n": _pre_nms(regions, nodes, len(head.features)),
-        "post_nms_top_n": suppressions[0].kept,
-        "nms_threshold": suppressions[0].threshold,
+        "post_nms_top_n": suppression.kept,
+        "nms_threshold": suppression.threshold,
         "score_threshold": scores[0][1],
         "min_size": thresholds.min_size,
     }
@@ -299,10 +300,10 @@ def _pre_nms(regions: Regions, nodes: Sequence[gs.Node], levels: int) -> int:
     """How many candidates a level has: the k of each TopK, or what its minimum takes besides the level's size."""
     tops = [node for node in nodes if node.op == "TopK"]
     if len(tops) != levels:
-        raise Mismatch(f"a TopK on each of {levels} levels", len(tops))
+        raise MismatchError(f"a TopK on each of {levels} levels", len(tops))
     counts = [_count(regions, node.inputs[1]) for node in tops]
     if len(set(counts)) != 1 and not all(isinstance(regions.number(node.inputs[1]), float) for node in tops):
-        raise Mismatch("as many candidates on all levels", counts)
+        raise MismatchError("as many candidates on all levels", counts)
     return max(counts)
 
 
@@ -318,5 +319,7 @@ def _count(regions: Regions, tensor: gs.Tensor) -> int:
         else:
             break
     if number is None or number < 1:
-        raise Mismatch("a TopK of a number of candidates, or of all where there are fewer", node.op if node else "none")
+        raise MismatchError(
+            "a TopK of a number of candidates, or of all where there are fewer", node.op if node else "none"
+        )
     return int(number)

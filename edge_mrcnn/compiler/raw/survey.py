@@ -1,4 +1,4 @@
-"""What is looked for in a foreign graph, part by part, and what was found: the report of a graph that does not match."""
+"""What is looked for in a foreign graph, part by part, and the report of one that does not match."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REMEDY = (
 )
 
 
-class Mismatch(Exception):
+class MismatchError(Exception):
     """A part of the graph is not as expected.
 
     Attributes:
@@ -57,7 +57,7 @@ class Survey:
 
         Args:
             part: What it is called in the report.
-            look: Finds it, or raises `Mismatch`.
+            look: Finds it, or raises `MismatchError`.
             known: The parts that `look` takes; where one of them was not found, this one is not looked for.
 
         Returns:
@@ -68,7 +68,7 @@ class Survey:
             return None
         try:
             found = look(*known)
-        except Mismatch as mismatch:
+        except MismatchError as mismatch:
             self.missing.append(part)
             self.lines.append(f"{part}: DOES NOT MATCH: found {mismatch.found}; expected {mismatch.expected}")
             return None
@@ -87,3 +87,9 @@ class Survey:
                 "this ONNX file is not what torch's legacy exporter makes of torchvision's Faster, Mask or Keypoint "
                 f"R-CNN; {', '.join(self.missing)} do not match, part by part:\n{parts}\n{REMEDY}"
             )
+
+
+def sure(part: Part | None) -> Part:
+    """A part after `Survey.conclude`, which raises where one was not found."""
+    assert part is not None
+    return part

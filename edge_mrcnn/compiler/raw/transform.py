@@ -10,7 +10,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from edge_mrcnn.compiler.raw.regions import Array, Regions, readers
-from edge_mrcnn.compiler.raw.survey import Mismatch
+from edge_mrcnn.compiler.raw.survey import MismatchError
 from edge_mrcnn.spec import STRIDE_MULTIPLE
 
 _MOVERS = frozenset({"Unsqueeze", "Squeeze", "Gather", "Concat", "Cast", "SplitToSequence", "SequenceAt", "Split"})
@@ -28,7 +28,8 @@ class Transform:
 
     Attributes:
         picture: The graph's input.
-        resized: `(3, h, w)` or `(1, 3, h, w)`: the picture's content.
+        resized: The picture's content, before it is padded.
+        rank: Of that: `(3, h, w)` or `(1, 3, h, w)`.
         padded: `(1, 3, H, W)`: what the backbone takes.
         mean: Per channel.
         std: Per channel.
@@ -39,6 +40,7 @@ class Transform:
 
     picture: gs.Tensor
     resized: gs.Tensor
+    rank: int
     padded: gs.Tensor
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -57,7 +59,7 @@ def find_transform(regions: Regions) -> Transform:
     """Follow the picture up to the first convolution.
 
     Raises:
-        Mismatch: It goes another way.
+        MismatchError: It goes another way.
     """
     picture = _find_picture(regions.graph)
     path = _follow(picture)
@@ -65,33 +67,57 @@ def find_transform(regions: Regions) -> Transform:
     resize = next((node for node in path if node.op == "Resize"), None)
     pad = next((node for node in path if node.op == "Pad"), None)
     if resize is None or pad is None:
-        raise Mismatch("a Resize and a Pad between the picture and the first convolution", _ops(path))
+        raise MismatchError("a Resize and a Pad between the picture and the first convolution", _ops(path))
     if _text(resize, "mode", "nearest") != "linear":
-        raise Mismatch("a bilinear Resize of the picture", f"mode {_text(resize, 'mode', 'nearest')}")
+        raise MismatchError("a bilinear Resize of the picture", f"mode {_text(resize, 'mode', 'nearest')}")
     resized = pad.inputs[0]
-    rank = len(picture.shape)
-    fixed = [dim for dim in picture.shape if isinstance(dim, int)]
-    if len(fixed) == rank:
-        rule, content = None, _resized_hw(regions, picture, resize, tuple(fixed[-2:]))
+    height, width = picture.shape[-2:]
+    if isinstance(height, int) and isinstance(width, int):
+        rule, content = None, _resized_hw(regions, picture, resize, (height, width))
     else:
         rule = _read_rule(regions, picture, resize)
         content = (rule[0], rule[1])
-    canvas = _padded_hw(regions, resized, pad, content)
-    return Transform(picture, resized, path[-1].outputs[0], mean, std, rule, content, canvas)
+    rank, canvas = _padded_hw(regions, resized, pad, content)
+    return Transform(picture, resized, rank, path[-1].outputs[0], mean, std, rule, content, canvas)
+
+
+@dataclass
+class Inputs:
+    """The inputs of the graph, besides weights."""
+
+    picture: gs.Tensor
+
+    def describe(self) -> str:
+        """The picture's shape."""
+        return f"a picture {self.picture.shape}"
+
+
+def find_inputs(graph: gs.Graph) -> Inputs:
+    """Check that a picture is all that the graph asks for.
+
+    Raises:
+        MismatchError: There is another input, or no picture.
+    """
+    inputs = [tensor for tensor in graph.inputs if not isinstance(tensor, gs.Constant)]
+    if len(inputs) != 1:
+        found = ", ".join(f"{tensor.name} {tensor.shape}" for tensor in inputs) or "none"
+        raise MismatchError("one input, a picture", found)
+    return Inputs(_find_picture(graph))
 
 
 def _find_picture(graph: gs.Graph) -> gs.Tensor:
-    """The input: one picture `(3, H, W)`, or a batch of one."""
+    """The input that is a picture `(3, H, W)`, or a batch of one."""
     inputs = [tensor for tensor in graph.inputs if not isinstance(tensor, gs.Constant)]
-    shapes = [list(tensor.shape or []) for tensor in inputs]
-    if len(inputs) != 1 or len(shapes[0]) not in (3, 4) or np.dtype(inputs[0].dtype) != np.float32:
-        raise Mismatch("one input, a picture (3, H, W) in float32", [(t.name, t.shape, t.dtype) for t in inputs])
-    *batch, channels, _, _ = shapes[0]
-    if channels not in (3, None) and not isinstance(channels, str):
-        raise Mismatch("a picture of 3 channels", shapes[0])
-    if batch and batch[0] != 1:
-        raise Mismatch("a batch of one picture, since torchvision's export has a branch for each", shapes[0])
-    return inputs[0]
+    pictures = [tensor for tensor in inputs if len(tensor.shape or []) in (3, 4) and tensor.dtype == np.float32]
+    shapes = [tensor.shape for tensor in inputs]
+    if len(pictures) != 1:
+        raise MismatchError("one picture (3, H, W) in float32", [f"{t.name} {t.shape} {t.dtype}" for t in inputs])
+    *batch, channels, _, _ = pictures[0].shape
+    if isinstance(channels, int) and channels != 3:
+        raise MismatchError("a picture of 3 channels", shapes)
+    if batch and isinstance(batch[0], int) and batch[0] != 1:
+        raise MismatchError("one picture, since torchvision's export has a branch for each", shapes)
+    return pictures[0]
 
 
 def _follow(picture: gs.Tensor) -> list[gs.Node]:
@@ -105,7 +131,7 @@ def _follow(picture: gs.Tensor) -> list[gs.Node]:
         known = [node for node in reading if node.op in _MOVERS | {"Sub", "Div", "Add", "Mul", "Resize", "Pad"}]
         if len(reading) != 1 or not known:
             found = f"{_ops(path)} and then {', '.join(node.op for node in reading) or 'nothing'}"
-            raise Mismatch("Sub, Div, Resize, Pad and then a convolution", found)
+            raise MismatchError("Sub, Div, Resize, Pad and then a convolution", found)
         path.append(reading[0])
         tensor = reading[0].outputs[0]
 
@@ -114,14 +140,14 @@ def _normalisation(regions: Regions, path: Sequence[gs.Node]) -> tuple[tuple[flo
     """Mean and std: `(x - mean) / std`, the constants of a Sub and a Div."""
     steps = [node for node in path if node.op in ("Sub", "Div", "Add", "Mul")]
     if [node.op for node in steps] != ["Sub", "Div"]:
-        raise Mismatch("Sub of the mean, then Div by the std", _ops(steps) or "neither")
+        raise MismatchError("Sub of the mean, then Div by the std", _ops(steps) or "neither")
     values = [regions.value(node.inputs[1]) for node in steps]
     sizes = [None if value is None else value.size for value in values]
     if sizes != [3, 3]:
-        raise Mismatch("a mean and a std of 3 numbers", f"{sizes} numbers")
+        raise MismatchError("a mean and a std of 3 numbers", f"{sizes} numbers")
     mean, std = (tuple(float(number) for number in value.reshape(-1)) for value in values if value is not None)
     if min(std) <= 0:
-        raise Mismatch("a std above 0", std)
+        raise MismatchError("a std above 0", std)
     return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
 
 
@@ -138,7 +164,7 @@ def _resized_hw(regions: Regions, picture: gs.Tensor, resize: gs.Node, hw: tuple
         return int(sizes[2]), int(sizes[3])
     scales = regions.value(resize.inputs[2]) if len(resize.inputs) > 2 else None
     if scales is None or scales.size != 4:
-        raise Mismatch("the size after the Resize to follow from that of the picture", "it does not")
+        raise MismatchError("the size after the Resize to follow from that of the picture", "it does not")
     return math.floor(hw[0] * float(scales[2])), math.floor(hw[1] * float(scales[3]))
 
 
@@ -159,12 +185,16 @@ def _read_rule(regions: Regions, picture: gs.Tensor, resize: gs.Node) -> tuple[i
     square = _resized_hw(regions, picture, resize, (PROBE, PROBE))
     strip = _resized_hw(regions, picture, resize, (PROBE, 64 * PROBE))
     if square[0] != square[1] or strip[1] < square[0]:
-        raise Mismatch("a resize to a shortest and at most a longest side", f"{square} of a square, {strip} of a strip")
+        raise MismatchError(
+            "a resize to a shortest and at most a longest side", f"{square} of a square, {strip} of a strip"
+        )
     return square[0], strip[1]
 
 
-def _padded_hw(regions: Regions, resized: gs.Tensor, pad: gs.Node, content: tuple[int, int]) -> tuple[int, int]:
-    """Canvas of a content of that size."""
+def _padded_hw(
+    regions: Regions, resized: gs.Tensor, pad: gs.Node, content: tuple[int, int]
+) -> tuple[int, tuple[int, int]]:
+    """Rank of the content, and the canvas for one of that size."""
     pads: Array | None = None
     for rank in (3, 4):
         regions.forget()
@@ -173,12 +203,12 @@ def _padded_hw(regions: Regions, resized: gs.Tensor, pad: gs.Node, content: tupl
         if pads is not None and pads.size == 2 * rank:
             break
     if pads is None or pads[: pads.size // 2].any() or pads[-3]:
-        raise Mismatch("padding at the right and the bottom", "none" if pads is None else pads.tolist())
+        raise MismatchError("padding at the right and the bottom", "none" if pads is None else pads.tolist())
     canvas = content[0] + int(pads[-2]), content[1] + int(pads[-1])
     expected = tuple(math.ceil(side / STRIDE_MULTIPLE) * STRIDE_MULTIPLE for side in content)
     if canvas != expected:
-        raise Mismatch(f"padding of {content} to multiples of {STRIDE_MULTIPLE}", canvas)
-    return canvas
+        raise MismatchError(f"padding of {content} to multiples of {STRIDE_MULTIPLE}", canvas)
+    return pads.size // 2, canvas
 
 
 def _text(node: gs.Node, name: str, default: str) -> str:

@@ -1,7 +1,8 @@
-"""Layers of the old graph written into the new one: for any batch, batch norms folded, nothing fixed for one picture."""
+"""Layers of the old graph written into the new one: for any batch, norms folded, nothing fixed for one picture."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from edge_mrcnn.compiler.raw.regions import Array, Regions
-from edge_mrcnn.compiler.raw.survey import Mismatch
+from edge_mrcnn.compiler.raw.survey import MismatchError
 from edge_mrcnn.compiler.raw.writer import Writer, plain
 
 _AS_THEY_ARE = frozenset(
@@ -23,6 +24,9 @@ _AS_THEY_ARE = frozenset(
 
 _NOTHING = frozenset({"Cast", "Dropout", "Identity"})
 """Ops that do nothing to float32 at inference."""
+
+SHARING = frozenset({"rpn_head"})
+"""Parts that use the same layers on several levels; a file may hold their weights once for each."""
 
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 
@@ -70,7 +74,7 @@ class Transplant:
             The new tensors of `ends`.
 
         Raises:
-            Mismatch: There is an op among it that is no layer of a network that sees one picture at a time.
+            MismatchError: There is an op among it that is no layer of a network that sees one picture at a time.
         """
         nodes = self.regions.ancestors(ends, set(self.tensors))
         for node in nodes:
@@ -78,7 +82,7 @@ class Transplant:
                 self._copy_node(node, part)
         missing = [tensor.name for tensor in ends if id(tensor) not in self.tensors]
         if missing:
-            raise Mismatch("layers that depend on the picture", f"constants only in {missing}")
+            raise MismatchError("layers that depend on the picture", f"constants only in {missing}")
         return [self.tensors[id(tensor)] for tensor in ends]
 
     def _copy_node(self, node: gs.Node, part: str) -> None:
@@ -91,7 +95,7 @@ class Transplant:
             inputs = [self._input(node, place, part) for place in range(len(node.inputs))] if folded is None else []
             result = self.writer.add(node.op, inputs, part, **plain(node.attrs)) if folded is None else folded
         else:
-            raise Mismatch("layers of a convolutional network", f"{node.op}, which is none")
+            raise MismatchError("layers of a convolutional network", f"{node.op}, which is none")
         old = node.outputs[0]
         self.tensors[id(old)] = result
         self.regions.assume(old, self.writer.shapes[id(result)][0])
@@ -105,7 +109,9 @@ class Transplant:
             return self.tensors[id(old)]
         value = self.regions.value(old)
         if value is None:
-            raise Mismatch(f"inputs of a {node.op} that follow from the picture", "one that is computed in another way")
+            raise MismatchError(
+                f"inputs of a {node.op} that follow from the picture", "one that is computed in another way"
+            )
         return self._constant((id(old),), f"{part}.value", value)
 
     def _constant(self, key: tuple[Any, ...], name: str, value: Array) -> gs.Constant:
@@ -118,8 +124,10 @@ class Transplant:
         """Weights stay shared where they are, as on the levels of the RPN; equal biases of other layers do not."""
         values = [self.regions.value(tensor) for tensor in node.inputs[1:] if not tensor.is_empty()]
         if not values or any(value is None for value in values):
-            raise Mismatch(f"a {node.op} with constant weights", "weights that are computed")
-        keys = [id(tensor) for tensor in node.inputs[1:] if not tensor.is_empty()]
+            raise MismatchError(f"a {node.op} with constant weights", "weights that are computed")
+        keys: list[int | bytes] = [id(tensor) for tensor in node.inputs[1:] if not tensor.is_empty()]
+        if part in SHARING:
+            keys = [hashlib.sha256(np.asarray(value).tobytes()).digest() for value in values]
         inputs = [self._input(node, 0, part)]
         for label, value, last in zip(("weight", "bias"), values, range(1, len(values) + 1), strict=False):
             assert value is not None
@@ -129,13 +137,15 @@ class Transplant:
     def _batch_norm(self, node: gs.Node, part: str) -> gs.Tensor:
         values = [self.regions.value(tensor) for tensor in node.inputs[1:5]]
         if any(value is None for value in values):
-            raise Mismatch("a batch norm with constant statistics", "others")
+            raise MismatchError("a batch norm with constant statistics", "others")
         scale, bias, mean, variance = (np.asarray(value, np.float64) for value in values)
         factor = scale / np.sqrt(variance + float(node.attrs.get("epsilon", 1e-5)))
         x = self.tensors.get(id(node.inputs[0]))
         folded = self._fold(node, x, factor, bias - mean * factor) if x is not None else None
         if folded is None:
-            raise Mismatch("each batch norm directly behind a convolution that nothing else reads", "another place")
+            raise MismatchError(
+                "each batch norm directly behind a convolution that nothing else reads", "another place"
+            )
         return folded
 
     def _fold_arithmetic(self, node: gs.Node, part: str) -> gs.Tensor | None:
@@ -154,14 +164,9 @@ class Transplant:
         if maker not in _CONVOLUTIONS or (value.size > 1 and (value.ndim < 3 or value.shape[-2:] != (1, 1))):
             return None
         numbers = value.reshape(-1)
-        one, nought = np.ones(1), np.zeros(1)
-        changes = {
-            "Add": lambda: (one, numbers),
-            "Sub": lambda: (one, -numbers),
-            "Mul": lambda: (numbers, nought),
-            "Div": lambda: (1 / numbers, nought),
-        }
-        return self._fold(node, x, *changes[node.op]())
+        if node.op in ("Mul", "Div"):
+            return self._fold(node, x, numbers if node.op == "Mul" else 1 / numbers, np.zeros(1))
+        return self._fold(node, x, np.ones(1), numbers if node.op == "Add" else -numbers)
 
     def _fold_bias(self, node: gs.Node, x: gs.Variable, part: str) -> gs.Tensor | None:
         """A MatMul and its bias as a Gemm."""
@@ -217,7 +222,7 @@ class Transplant:
             kept = len(sizes) > 1 and sizes[0] in (before[0], -1, 0)
             rest = _resolve(sizes[1:], int(np.prod(before[1:]))) if kept else []
         if not kept or int(np.prod(rest)) != int(np.prod(before[1:])):
-            raise Mismatch(f"a {node.op} that keeps pictures, or RoIs, apart", f"one of {before}")
+            raise MismatchError(f"a {node.op} that keeps pictures, or RoIs, apart", f"one of {before}")
         if tuple(rest) == before[1:]:
             return x
         shape = np.array([-1, *rest], np.int64)
@@ -231,7 +236,7 @@ class Transplant:
         rank = len(self.writer.shapes[id(x)][0])
         places = sorted(int(axis) % rank for axis in (axes if axes is not None else range(rank)))
         if 0 in places:
-            raise Mismatch("a mean within a picture, or RoI", f"one over axes {places}")
+            raise MismatchError("a mean within a picture, or RoI", f"one over axes {places}")
         given = self.writer.constant(f"{part}.axes", np.array(places, np.int64))
         return self.writer.add("ReduceMean", [x, given], part, keepdims=int(node.attrs.get("keepdims", 1)))
 
@@ -247,9 +252,9 @@ class Transplant:
         elif scales is not None and scales.size == 4:
             factors = [float(scale) for scale in scales]
         else:
-            raise Mismatch("a Resize to a size that follows from shapes", "another")
+            raise MismatchError("a Resize to a size that follows from shapes", "another")
         if factors[:2] != [1, 1] or any(factor != int(factor) for factor in factors):
-            raise Mismatch("a Resize of each picture by whole numbers", f"by {factors}")
+            raise MismatchError("a Resize of each picture by whole numbers", f"by {factors}")
         target = [side * int(factor) for side, factor in zip(new, factors[2:], strict=True)]
         return self._write_resize(
             x, target, plain(node.attrs), part, [side * int(f) for side, f in zip(own, factors[2:], strict=True)]

@@ -13,7 +13,7 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto, helper, numpy_helper
 
 from edge_mrcnn.compiler.function_bodies import OPSET
-from edge_mrcnn.compiler.raw.survey import Mismatch
+from edge_mrcnn.compiler.raw.survey import MismatchError
 from edge_mrcnn.ops import DOMAIN, PLUGIN_ATTRIBUTES, VERSION
 
 Array = npt.NDArray[Any]
@@ -56,7 +56,7 @@ class Writer:
             attributes: Of the node.
 
         Raises:
-            Mismatch: The shapes do not fit the op.
+            MismatchError: The shapes do not fit the op.
         """
         name = self.name(f"{part}.{op.lower()}")
         output = gs.Variable(name, np.float32)
@@ -100,10 +100,10 @@ class Writer:
                 schema, proto, types, data, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10
             )["y"]
         except Exception as error:  # the C++ errors of onnx are RuntimeError and others, by version
-            raise Mismatch(f"inputs that fit a {node.op}", str(error).strip().splitlines()[0]) from error
+            raise MismatchError(f"inputs that fit a {node.op}", str(error).strip().splitlines()[0]) from error
         dims = found.tensor_type.shape.dim
         if not all(dim.HasField("dim_value") for dim in dims):
-            raise Mismatch(f"a {node.op} whose result has a known shape", names)
+            raise MismatchError(f"a {node.op} whose result has a known shape", names)
         return tuple(int(dim.dim_value) for dim in dims)
 
 
