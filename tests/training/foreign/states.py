@@ -27,7 +27,7 @@ from tests.training.foreign.restated_steps import (
 Shapes = dict[str, tuple[int, ...]]
 Run = Callable[[Weights, Picture, tuple[int, int], Settings], Found]
 
-BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+BLOCKS = {14: (1, 1, 1, 1), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
 SPREADS = {
     "objectness_logits": 2.0,
