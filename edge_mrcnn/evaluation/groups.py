@@ -57,7 +57,7 @@ def keep_pattern(nodes: Iterable[str]) -> str:
 def _module(name: str) -> str:
     """Path of the module that a node is counted to; the node's own name where it has no path."""
     parts = list(_PARTS.finditer(name))
-    for part in parts[:-1]:
-        if part.group().isdigit() or part.group() in WHOLE:
+    for part in parts:
+        if part.group().isdigit() or (part.group() in WHOLE and part is not parts[-1]):
             return name[: part.end()]
     return name[: parts[-2].end()] if len(parts) > 1 else name

@@ -23,6 +23,8 @@ RESNET = {
     "mask_head.0": ["mask_head.0.0"],
     "mask_head.10": ["mask_head.10.0"],
     "mask_predictor": ["mask_predictor.conv5_mask"],
+    "keypoint_head.0": ["keypoint_head.0"],
+    "keypoint_head.14": ["keypoint_head.14"],
 }
 PATHS = {  # as torch's older exporter names nodes
     "/model/backbone/conv1": ["/model/backbone/conv1/Conv"],

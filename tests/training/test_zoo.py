@@ -32,6 +32,8 @@ NAMES = (
     "maskrcnn_resnet50_c4",
     "maskrcnn_resnet101_c4",
     "maskrcnn_edge",
+    "keypointrcnn_resnet50_fpn",
+    "keypointrcnn_edge",
 )
 
 
@@ -48,7 +50,9 @@ def test_the_zoo_has_these_models():
 @pytest.mark.parametrize("name", NAMES)
 def test_every_model_is_made_of_torchvisions_components(name):
     model = build_model(name, 5)
-    assert type(model) is detection.MaskRCNN
+    heads = ("mask", *(["keypoint"] if name == "keypointrcnn_edge" else []))
+    heads = ("keypoint",) if name == "keypointrcnn_resnet50_fpn" else heads
+    assert type(model) is (detection.MaskRCNN if "mask" in heads else detection.KeypointRCNN)
     assert not model.training
     assert isinstance(model.backbone, C4Backbone if name.endswith("_c4") else BackboneWithFPN)
     assert type(model.rpn) is RegionProposalNetwork
@@ -56,9 +60,10 @@ def test_every_model_is_made_of_torchvisions_components(name):
     assert type(model.rpn.anchor_generator) is AnchorGenerator
     assert type(model.roi_heads) is RoIHeads
     assert type(model.roi_heads.box_roi_pool) is MultiScaleRoIAlign
-    assert type(model.roi_heads.mask_roi_pool) is MultiScaleRoIAlign
+    assert [model.roi_heads.has_mask(), model.roi_heads.has_keypoint()] == ["mask" in heads, "keypoint" in heads]
+    assert all(type(getattr(model.roi_heads, f"{head}_roi_pool")) is MultiScaleRoIAlign for head in heads)
     assert model.roi_heads.box_predictor.cls_score.out_features == 5
-    assert model.roi_heads.mask_predictor.mask_fcn_logits.out_channels == 5
+    assert "mask" not in heads or model.roi_heads.mask_predictor.mask_fcn_logits.out_channels == 5
     assert norms(model) == {nn.BatchNorm2d}
 
 
@@ -185,7 +190,7 @@ class TestWeights:
 
 def test_unknown_model_names_the_nearest():
     with pytest.raises(ValueError, match="did you mean 'maskrcnn_resnet50_fpn'"):
-        build_model("maskrcnn_resnet50")
+        build_model("maskrcnn_resnet50_fp")
 
 
 @pytest.mark.parametrize("count", [0, 1, -3])
