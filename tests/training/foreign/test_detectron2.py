@@ -109,31 +109,30 @@ def test_the_zoos_other_models(shapes: dict[str, Any], name: str, stride_1x1: in
     assert (block.conv1.stride[0], block.conv2.stride[0]) == (stride_1x1, 3 - stride_1x1)
 
 
-@pytest.mark.slow
-def test_keypoints_beside_masks(tmp_path: Path) -> None:
-    image, settings = picture(100, 160, seed=3), Settings(**FEW)
-    shapes = states.detectron2_shapes(SMALL, 6)
-    state = states.seeded_state(shapes, restated.detectron2_fpn, settings, image)
-    generator = torch.Generator().manual_seed(1)
-    state |= {name: torch.randn(shape, generator=generator) * 0.05 for name, shape in keypoint_shapes().items()}
-    imported = import_checkpoint(write(state, tmp_path / "a.pkl"), LIMITS)
-    want = restated.detectron2_fpn(Weights(state), image, (128, 160), settings)
+def test_keypoints_beside_masks() -> None:
+    file, generator = blank(), torch.Generator().manual_seed(1)
+    for name, shape in keypoint_shapes().items():
+        file.tensors[name] = torch.randn(shape, generator=generator) * 0.05
+    imported = detectron2.build(file, ImportOptions())
+    assert imported.name.startswith("maskrcnn")
     assert imported.keypoints is not None
     assert imported.keypoints.names[0] == "nose"
-    heads = imported.model.roi_heads
+    boxes = torch.tensor([[3.0, 5, 40, 90], [0, 0, 150, 100], [70.5, 20, 81, 31], [10, 10, 130, 60]])
     levels = [torch.randn(1, 256, 32 // 2**level, 40 // 2**level, generator=generator) for level in range(4)]
-    features = {str(level): value for level, value in enumerate(levels)}
-    pooled = heads.keypoint_roi_pool(features, [want.boxes], [(100, 160)])
+    heads = imported.model.roi_heads
     with torch.no_grad():
+        pooled = heads.keypoint_roi_pool(dict(zip("0123", levels, strict=True)), [boxes], [(100, 160)])
         found = heads.keypoint_predictor(heads.keypoint_head(pooled))
-    assert torch.allclose(found, keypoint_maps(Weights(state), levels, want.boxes), atol=1e-4)
-    module = Exportable(imported.model, imported.canvas)
+    assert torch.allclose(found, keypoint_maps(Weights(file.tensors), levels, boxes), atol=1e-4)
+    module = Exportable(imported.model.eval(), (128, 160))
     assert (module.mask_size, module.num_keypoints, module.keypoint_size) == (28, 17, 56)
-    assert module.ops["keypoint_roi_align" if "keypoint_roi_align" in module.ops else "mask_roi_align"]["aligned"] == 1
 
 
 def keypoint_shapes(count: int = 17, convs: int = 2, width: int = 32) -> states.Shapes:
-    """Of `KRCNNConvDeconvUpsampleHead`, whose zoo models have 8 of 512. Source: detectron2 modeling/roi_heads/keypoint_head.py."""
+    """Of `KRCNNConvDeconvUpsampleHead`; the zoo has 8 convolutions of 512.
+
+    Source: detectron2 modeling/roi_heads/keypoint_head.py.
+    """
     shapes: states.Shapes = {}
     for index in range(1, convs + 1):
         name = f"roi_heads.keypoint_head.conv_fcn{index}"
