@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import cv2
@@ -111,7 +111,7 @@ def _decode_box(maps: Array, box: Array) -> Array:
         flat = maps.reshape(len(maps), -1)
         top, highest, lowest = (np.where(sound, values, 0) for values in (top, highest, lowest))
     sides = np.maximum(box[2:] - box[:2], np.float32(1))
-    x_axis, y_axis = (_Axis(min(int(np.ceil(side)), _MOST_SIDE), maps.shape[-1]) for side in sides)
+    x_axis, y_axis = (_axis(min(int(np.ceil(side)), _MOST_SIDE), maps.shape[-1]) for side in sides)
     x, y, peak = _find_peaks(maps, top, np.maximum(np.abs(highest), np.abs(lowest)), x_axis, y_axis)
     total = np.exp(flat - highest[:, None]).sum(axis=1)
     score = np.minimum(np.exp(np.minimum(peak - highest, np.float32(20))) / total, np.float32(1)) * sound
@@ -223,3 +223,9 @@ class _Axis:
         begin = np.searchsorted(self.cells, first, "left")
         end = np.searchsorted(self.cells, last, "right")
         return list(zip(begin.tolist(), end.tolist(), strict=True))
+
+
+@lru_cache(maxsize=64)
+def _axis(length: int, side: int) -> _Axis:
+    """Sides of boxes recur: on things that hardly move, and on those of one kind."""
+    return _Axis(length, side)
