@@ -118,7 +118,7 @@ def located(thing: Thing, depth: float) -> list[float]:
         (9.0, 0.0, VISIBLE),  # in the open, as in a mug's mouth
         (0.975, 0.0, VISIBLE),  # 2.5 of a pixel's widths nearer: a steep surface
         (0.96, 0.0, HIDDEN),
-        (0.96, 0.02, VISIBLE),  # so deep inside of its own thing
+        (0.96, 0.02, VISIBLE),  # so deep behind the surface of its own thing
         (0.94, 0.02, HIDDEN),
     ],
 )

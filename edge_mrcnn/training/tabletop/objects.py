@@ -157,7 +157,7 @@ def banana(rng: Rng) -> Thing:
         for k, s in enumerate((0.72, 0.95, 0.95, 0.7))
     ]
     skin = [Part(tube(path, [thick * s for s in swell], 7), look)]
-    return Thing("banana", skin, solids, 0.15, 0.85, keypoints=[Keypoint("stalk", tuple(path[0]))])
+    return Thing("banana", skin, solids, 0.15, 0.85, keypoints=[Keypoint("stalk", tuple(path[0]), thick * swell[0])])
 
 
 def book(rng: Rng) -> Thing:
@@ -206,7 +206,7 @@ def hammer(rng: Rng) -> Thing:
         Collider("capsule", (grip,), fromto=(grip, 0, 0, length, 0, 0)),
         Collider("box", (face, reach * 1.05, face * 0.95), (length, -reach * 0.05, 0)),
     ]
-    points = [Keypoint("handle", (0.0, 0.0, 0.0)), Keypoint("head", (length, 0.0, 0.0), face)]
+    points = [Keypoint("handle", (0.0, 0.0, 0.0), swell[0] * 1.12), Keypoint("head", (length, 0.0, 0.0), face)]
     return Thing("hammer", parts, solids, 0.6, 0.9, keypoints=points)
 
 

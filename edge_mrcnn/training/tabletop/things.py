@@ -60,7 +60,8 @@ class Keypoint:
     Attributes:
         name: one of `KEYPOINT_NAMES`.
         pos: (3,) metres, in the thing's frame.
-        inset: how far inside the thing's solid it lies, metres; 0 on the surface, or in the open as in a mug's mouth.
+        inset: how far behind the thing's own surface it may lie and still be seen, metres: the radius of what it is in
+            the middle, or at the end, of; 0 on a face, or in the open as in a mug's mouth.
     """
 
     name: str
