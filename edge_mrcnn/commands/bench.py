@@ -84,12 +84,12 @@ def _rivals(
     classes = len(spec.class_names)
     if name == EAGER:
         return [torchvision_eager(spec.name, weights, spec.input_hw, num_classes=classes, threads=threads)]
-    # As exported it pastes masks inside; without that it can be compared as a network.
+    # As exported it pastes masks inside; without that, or without masks, it can be compared as a network.
     return [
         raw_torchvision_onnx(
             spec.name, weights, spec.input_hw, num_classes=classes, paste_masks=pasted, threads=threads
         )
-        for pasted in (True, False)
+        for pasted in ((True, False) if spec.mask_size else (False,))
     ]
 
 

@@ -1,7 +1,7 @@
 """What a model is timed against: torchvision's own forward, and torchvision's own ONNX export in ONNX Runtime.
 
 Each is a subject of `edge_mrcnn.evaluation.bench.compare`. They take pictures of the network's input size, so that
-every subject sees the same pixels, and end with full-size masks.
+every subject sees the same pixels, and end with full-size masks where the network gives masks.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from edge_mrcnn.errors import EdgeMrcnnError, ExportError
@@ -44,7 +44,7 @@ class EagerSubject:
     )
     pastes_inside = False
 
-    def __init__(self, model: MaskRCNN, threads: int = 0) -> None:
+    def __init__(self, model: GeneralizedRCNN, threads: int = 0) -> None:
         """Wrap a model that is in evaluation mode; `threads` of 0 takes all cores."""
         self.model = model
         self.threads = threads or usable_cores()
@@ -75,6 +75,7 @@ class RawOnnxSubject:
         self.threads = threads or usable_cores()
         self.pastes_inside = pastes_inside
         self.session = _open_session(path, self.threads)
+        self._outputs = [output.name for output in self.session.get_outputs()]
         self.backend = "ONNX Runtime, CPU"
         self.name = "torchvision ONNX, masks pasted inside" if pastes_inside else "torchvision ONNX, network only"
         inside = "the graph, masks pasted in it" if pastes_inside else "the graph without pasting"
@@ -86,18 +87,19 @@ class RawOnnxSubject:
         start = time.perf_counter()
         feed = np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32) / 255
         ready = time.perf_counter()
-        boxes, _, scores, masks = self.session.run(None, {"image": feed})
+        found = dict(zip(self._outputs, self.session.run(None, {"image": feed}), strict=True))
         done = time.perf_counter()
-        if not self.pastes_inside:
+        if not self.pastes_inside and "masks" in found:
             torch.set_num_threads(self.threads)
-            paste_masks_in_image(torch.from_numpy(masks), torch.from_numpy(boxes), image.shape[:2])
-        return _timings(start, ready, done, len(scores))
+            masks, boxes = torch.from_numpy(found["masks"]), torch.from_numpy(found["boxes"])
+            paste_masks_in_image(masks, boxes, image.shape[:2])
+        return _timings(start, ready, done, len(found["scores"]))
 
 
 class _WithoutPasting(nn.Module):
     """torchvision's forward up to mask patches: boxes and masks are not brought to the size of the picture."""
 
-    def __init__(self, model: MaskRCNN) -> None:
+    def __init__(self, model: GeneralizedRCNN) -> None:
         super().__init__()
         self.model = model
 
@@ -109,7 +111,7 @@ class _WithoutPasting(nn.Module):
 class _WithPasting(nn.Module):
     """torchvision's forward as it is, with one picture as its argument."""
 
-    def __init__(self, model: MaskRCNN) -> None:
+    def __init__(self, model: GeneralizedRCNN) -> None:
         super().__init__()
         self.model = model
 
@@ -176,14 +178,16 @@ def raw_torchvision_onnx(
         return RawOnnxSubject(path, pastes_inside=paste_masks, threads=threads)
 
 
-def export_raw(model: MaskRCNN, size: tuple[int, int], path: Path, *, paste_masks: bool) -> None:
+def export_raw(model: GeneralizedRCNN, size: tuple[int, int], path: Path, *, paste_masks: bool) -> None:
     """Write torchvision's model with the legacy exporter: input `image (3, H, W)` float32, 0 to 1.
 
     Raises:
         ExportError: The legacy exporter failed or is gone.
     """
     wrapper = _WithPasting(model) if paste_masks else _WithoutPasting(model)
-    outputs = ["boxes", "labels", "scores", "masks"]
+    outputs = ["boxes", "labels", "scores"]
+    outputs += ["masks"] if model.roi_heads.has_mask() else []
+    outputs += ["keypoints", "keypoints_scores"] if model.roi_heads.has_keypoint() else []
     try:
         with _quiet():
             torch.onnx.export(
@@ -202,7 +206,9 @@ def export_raw(model: MaskRCNN, size: tuple[int, int], path: Path, *, paste_mask
         ) from error
 
 
-def _build(model_name: str, weights: str | Path | None, size: tuple[int, int], num_classes: int | None) -> MaskRCNN:
+def _build(
+    model_name: str, weights: str | Path | None, size: tuple[int, int], num_classes: int | None
+) -> GeneralizedRCNN:
     check_canvas(size)
     model = build_model(model_name, num_classes, weights)
     # Pictures come at this size, so torchvision's own resize is by 1.
@@ -210,7 +216,7 @@ def _build(model_name: str, weights: str | Path | None, size: tuple[int, int], n
     return model
 
 
-def _forward_heads(model: MaskRCNN, images: Any) -> list[dict[str, Tensor]]:
+def _forward_heads(model: GeneralizedRCNN, images: Any) -> list[dict[str, Tensor]]:
     """Run torchvision's forward from the batch to boxes and mask patches in pixels of the resized picture."""
     features = model.backbone(images.tensors)
     proposals, _ = model.rpn(images, features)

@@ -8,7 +8,13 @@ pytest.importorskip("torch", reason="torch is not installed")
 import torch
 
 from edge_mrcnn.evaluation.bench import BenchOptions, compare, sample_pictures
-from edge_mrcnn.training.baselines import raw_torchvision_onnx, torchvision_eager
+from edge_mrcnn.training.baselines import (
+    EagerSubject,
+    RawOnnxSubject,
+    export_raw,
+    raw_torchvision_onnx,
+    torchvision_eager,
+)
 from edge_mrcnn.training.checkpoint import save_checkpoint
 from edge_mrcnn.training.random_weights import random_model
 
@@ -75,6 +81,21 @@ def test_rivals_find_what_torchvision_finds(model, weights, pictures) -> None:
     assert np.allclose(boxes[:5], expected["boxes"][:5], atol=0.1)
     assert masks.shape[1:] == (1, *HW)
     assert network.session.run(None, feed)[3].shape[1:] == (1, 28, 28)
+
+
+def test_rivals_of_a_network_with_keypoints(pictures, tmp_path) -> None:
+    network = random_model("keypointrcnn_edge", pictures, num_classes=3, background=3.0)
+    network.roi_heads.mask_roi_pool = network.roi_heads.mask_head = network.roi_heads.mask_predictor = None
+    expected = forward(network, pictures[0])
+    export_raw(network, HW, tmp_path / "raw.onnx", paste_masks=False)
+    raw = RawOnnxSubject(tmp_path / "raw.onnx", pastes_inside=False, threads=1)
+    for subject in (EagerSubject(network, 1), raw):
+        assert subject.run(pictures[0]).detections == pytest.approx(len(expected["scores"]), abs=1)
+    feed = {"image": np.ascontiguousarray(pictures[0].transpose(2, 0, 1), dtype=np.float32) / 255}
+    names = [output.name for output in raw.session.get_outputs()]
+    found = dict(zip(names, raw.session.run(None, feed), strict=True))
+    assert set(found) == set(expected) >= {"keypoints", "keypoints_scores"}
+    assert np.allclose(found["keypoints"][:5], expected["keypoints"][:5], atol=1.0)
 
 
 def test_what_cannot_be_built_is_refused(weights) -> None:
