@@ -69,11 +69,16 @@ class Survey:
         try:
             found = look(*known)
         except MismatchError as mismatch:
-            self.missing.append(part)
-            self.lines.append(f"{part}: DOES NOT MATCH: found {mismatch.found}; expected {mismatch.expected}")
-            return None
+            return self._miss(part, mismatch)
+        except (AttributeError, LookupError, StopIteration, TypeError, ValueError) as error:
+            # nodes without the inputs or attributes that their ops have to have; ONNX's checker is not asked before
+            return self._miss(part, MismatchError("nodes that can be followed", f"{type(error).__name__}: {error}"))
         self.lines.append(f"{part}: {found.describe()}")
         return found
+
+    def _miss(self, part: str, mismatch: MismatchError) -> None:
+        self.missing.append(part)
+        self.lines.append(f"{part}: DOES NOT MATCH: found {mismatch.found}; expected {mismatch.expected}")
 
     def conclude(self) -> None:
         """End the survey.
@@ -85,7 +90,7 @@ class Survey:
             parts = "\n".join(f"  {line}" for line in self.lines)
             raise ExportError(
                 "this ONNX file is not what torch's legacy exporter makes of torchvision's Faster, Mask or Keypoint "
-                f"R-CNN; {', '.join(self.missing)} do not match, part by part:\n{parts}\n{REMEDY}"
+                f"R-CNN. Not as expected: {', '.join(self.missing)}. Part by part:\n{parts}\n{REMEDY}"
             )
 
 

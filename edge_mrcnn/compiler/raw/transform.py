@@ -101,7 +101,7 @@ def find_inputs(graph: gs.Graph) -> Inputs:
     inputs = [tensor for tensor in graph.inputs if not isinstance(tensor, gs.Constant)]
     if len(inputs) != 1:
         found = ", ".join(f"{tensor.name} {tensor.shape}" for tensor in inputs) or "none"
-        raise MismatchError("one input, a picture", found)
+        raise MismatchError("1 input, a picture", f"{len(inputs)} inputs: {found}")
     return Inputs(_find_picture(graph))
 
 

@@ -12,7 +12,6 @@ import onnx
 import pytest
 
 from edge_mrcnn.compiler.raw import import_raw
-from edge_mrcnn.errors import ExportError
 from edge_mrcnn.import_options import ImportOptions
 from tests.compiler.raw.parity import PATCH, PIXELS, Found, Score, read_spec, run_imported, run_raw
 from tests.compiler.raw.renaming import rename, shuffle
@@ -109,10 +108,12 @@ def test_a_file_of_any_size_gets_the_largest_its_rule_allows(file: str) -> None:
     assert spec.input_hw == (128, 192), "shortest side 128, longest 176, in multiples of 32"
 
 
-def test_a_file_of_one_size_has_no_other() -> None:
+def test_a_file_of_one_size_can_have_another() -> None:
+    """Nothing in it depends on the size but what is replaced: what is read out of it is the same."""
     raw = load(FIXTURES / "torch2.15_mask_11.onnx.xz")
-    with pytest.raises(ExportError, match=r"128x160.*(--size|size)"):
-        import_raw(raw, ImportOptions(size="96x160"))
+    own, other = (read_spec(import_raw(raw, ImportOptions(size=size))) for size in (None, "96x192"))
+    assert (own.input_hw, other.input_hw) == (HW, (96, 192))
+    assert other.ops == own.ops
 
 
 @pytest.mark.parametrize(
