@@ -60,7 +60,7 @@ def append_keypoint_rows(graph: onnx.GraphProto, count: int, size: int, maps: st
 
     Where they are upsampled last, what goes into that is zeroed: a quarter of the numbers. The factors are float32, so
     that from there on a network in float16 computes in float32: the peak of a heatmap is looked for between its cells,
-    where the rounding of float16 would move it, and the output is float32 anyway.
+    where the rounding of float16 can move it, and the output is float32 anyway.
 
     Args:
         graph: Changed in place.
