@@ -11,9 +11,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
-from torchvision.models import resnet18, resnet50  # noqa: E402
+from torchvision.models import resnet50  # noqa: E402
 from torchvision.models.detection import MaskRCNN  # noqa: E402
-from torchvision.models.detection.anchor_utils import AnchorGenerator  # noqa: E402
 from torchvision.ops.misc import FrozenBatchNorm2d  # noqa: E402
 
 from edge_mrcnn.training.c4 import fold_shared_norms, maskrcnn_c4  # noqa: E402
@@ -22,32 +21,14 @@ from edge_mrcnn.training.export import trace_model  # noqa: E402
 from edge_mrcnn.training.step import CanvasModel  # noqa: E402
 from edge_mrcnn.training.zoo import build_model  # noqa: E402
 from tests.training.random_models import calibrate_norms  # noqa: E402
+from tests.training.small_c4 import CLASSES, HW, NAMES, small_c4  # noqa: E402
 
 pytestmark = pytest.mark.torch
-
-CLASSES = 4
-HW = (96, 128)
-NAMES = ("__background__", "a", "b", "c")
-
-
-def small(norm=nn.BatchNorm2d, seed=0, **kwargs) -> MaskRCNN:
-    """A C4 of a ResNet-18, with norms that do something."""
-    torch.manual_seed(seed)
-    anchors = AnchorGenerator(((16, 32, 64),), ((0.5, 1.0, 2.0),))
-    options = {"rpn_anchor_generator": anchors, "rpn_post_nms_top_n_test": 20, "box_detections_per_img": 8, **kwargs}
-    model = maskrcnn_c4(resnet18(weights=None, norm_layer=norm), CLASSES, **options).eval()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d):
-            module.weight.data.uniform_(0.5, 1.5)
-            module.bias.data.uniform_(-0.5, 0.5)
-            module.running_mean.uniform_(-0.5, 0.5)
-            module.running_var.uniform_(0.5, 1.5)
-    return model
 
 
 @pytest.fixture
 def model() -> MaskRCNN:
-    return small()
+    return small_c4()
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +38,7 @@ def resnet50_c4() -> MaskRCNN:
 
 @pytest.fixture(scope="module", params=[nn.BatchNorm2d, FrozenBatchNorm2d])
 def traced(request):
-    return trace_model(small(request.param), "small", HW, NAMES)
+    return trace_model(small_c4(request.param), "small", HW, NAMES)
 
 
 class TestPaper:
@@ -136,7 +117,7 @@ class TestSharedWeights:
 
     def test_a_checkpoint_brings_both_heads_back(self, model, tmp_path):
         save_checkpoint(tmp_path / "a.pt", model)
-        other, pooled = small(seed=1), torch.randn(2, 256, 14, 14)
+        other, pooled = small_c4(seed=1), torch.randn(2, 256, 14, 14)
         load_weights(other, tmp_path / "a.pt")
         assert torch.equal(other.roi_heads.mask_head(pooled), model.roi_heads.mask_head(pooled))
 
@@ -158,7 +139,7 @@ class TestFoldedNorms:
     @pytest.fixture(params=["resnet18", "resnet50"])
     def stage_model(self, request) -> MaskRCNN:
         if request.param == "resnet18":
-            return small()
+            return small_c4()
         torch.manual_seed(0)
         model = maskrcnn_c4(resnet50(weights=None), CLASSES)
         calibrate_norms(model, lambda: model.roi_heads.box_head(torch.rand(4, 1024, 14, 14)))
