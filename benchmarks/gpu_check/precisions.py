@@ -129,6 +129,8 @@ def describe_agreement(agreement: Agreement) -> str:
     overlaps = [("boxes", agreement.box_iou), ("masks", agreement.mask_iou)]
     parts = [f"{agreement.matched} of {agreement.expected} matched", f"{agreement.extra} extra"]
     parts += [f"mean IoU of {what} {iou:.4f}" for what, iou in overlaps if iou is not None]
+    if agreement.keypoint_close is not None:
+        parts.append(f"{100 * agreement.keypoint_close:.2f} % of keypoints within half a pixel")
     if agreement.score_shift_abs is not None:
         parts.append(f"scores off by {agreement.score_shift_abs:.4f} on average")
     return ", ".join(parts)
@@ -136,8 +138,8 @@ def describe_agreement(agreement: Agreement) -> str:
 
 def describe_drop(drop: Drop) -> str:
     """The AP lost, in a line."""
-    found = {"box": drop.box, "mask": drop.mask}
-    parts = (f"{kind} {one.value:.2f} ({one.low:.2f} to {one.high:.2f})" for kind, one in found.items() if one)
+    found = reversed(drop.kinds.items())
+    parts = (f"{kind} {one.value:.2f} ({one.low:.2f} to {one.high:.2f})" for kind, one in found)
     return f"points of AP lost: {', '.join(parts)}"
 
 

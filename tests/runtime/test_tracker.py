@@ -82,6 +82,19 @@ def test_only_the_track_id_changes() -> None:
     assert found.track_id is None
 
 
+def test_keypoints_stay_with_their_things_and_masks_are_not_needed() -> None:
+    tracker = Tracker()
+    for step in range(3):
+        found = seen([(100 + 5 * step, 100), (300, 200)])
+        points = np.concatenate([found.xyxy.reshape(2, 2, 2), np.full((2, 2, 1), 0.5)], axis=2)
+        found = dataclasses.replace(found, keypoints=points)
+        numbered = tracker.update(found, step * FRAME_NS)
+        np.testing.assert_array_equal(numbered.keypoints, found.keypoints)
+        assert numbered.mask is None
+    assert numbers(numbered) == [1, 2]
+    np.testing.assert_array_equal(numbered[1].keypoints[0, 0, :2], found.xyxy[1, :2])
+
+
 def test_order_of_the_detections_does_not_matter() -> None:
     centers = [(100.0, 100.0), (200.0, 100.0), (300.0, 300.0)]
     tracker = Tracker()

@@ -43,7 +43,14 @@ class DetectorNode(Node):
         self._tracker = Tracker() if value["track"] else None
         self._reliable = value["reliable"]
         prefix = f"{self.get_namespace().rstrip('/')}/edge_mrcnn"
-        options = MessageOptions(image=value["image"], instance_map=value["instance_map"], prefix=prefix)
+        spec = self._detector.spec
+        options = MessageOptions(
+            image=value["image"],
+            instance_map=value["instance_map"],
+            prefix=prefix,
+            keypoint_names=spec.keypoint_names,
+            skeleton=spec.skeleton,
+        )
         names = self._detector.class_names
         self._translator = Translator(names, value["camera"], value["frame_id"], options)
         self._to: dict[str, Publisher] = {}
