@@ -137,6 +137,15 @@ def test_many_channels(kernels: Kernels, channels: int, size: int, face: Faces) 
 
 
 @every_face
+def test_the_one_map_of_a_c4(kernels: Kernels, face: Faces) -> None:
+    attributes = roi_attributes(1, output_size=14, strides=[16])
+    rois = boxes((3, 5, 140, 90), (60, 20, 75, 50), (0, 0, 0, 0))
+    found = check_by_matrices(kernels, rois, one_map(6, 9, channels=1024), attributes, face)
+    assert found[:2].any(axis=(2, 3)).all()
+    assert not found[2].any()
+
+
+@every_face
 @pytest.mark.parametrize("ratio", [0, 1, 2, 4])
 @pytest.mark.parametrize("aligned", [0, 1])
 def test_sampling(kernels: Kernels, ratio: int, aligned: int, face: Faces) -> None:

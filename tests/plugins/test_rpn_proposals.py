@@ -298,6 +298,21 @@ def test_more_candidates_than_shared_memory_holds(kernels: Kernels, post: int, l
     assert found[0].any(axis=1).sum() >= least
 
 
+def test_a_c4_has_fifteen_anchors_a_cell_and_six_thousand_candidates_on_one_level(kernels: Kernels) -> None:
+    rng = np.random.default_rng(3)
+    grid = (20, 22)
+    logits = rng.permutation(15 * 20 * 22).reshape(1, 15, *grid).astype(np.float32) / 512 - 6
+    deltas = rng.normal(0, 0.3, (1, 60, *grid)).astype(np.float32)
+    sides = np.array([(s * r**-0.5, s * r**0.5) for r in (0.5, 1.0, 2.0) for s in (32, 64, 128, 256, 512)], np.float32)
+    cells = np.concatenate([-sides, sides], axis=1) / 2
+    changes = {"strides": [16], "pre_nms_top_n": 6000, "post_nms_top_n": 300, "nms_threshold": 0.7, "min_size": 1e-3}
+    attributes = rpn_attributes(1, cell_anchors=cells.ravel().tolist(), **changes)
+    inputs = [np.float32([[320, 352]]), logits, deltas]
+    found = by_kernels(kernels, inputs, attributes)
+    np.testing.assert_allclose(found, by_body(inputs, attributes), atol=PIXELS, rtol=0)
+    assert found[0].any(axis=1).sum() > 100
+
+
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_the_result_does_not_depend_on_the_order_of_threads(kernels: Kernels, seed: int) -> None:
     inputs = many_anchors(1 / 4, levels=2)
