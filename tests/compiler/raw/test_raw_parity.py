@@ -116,12 +116,10 @@ def test_a_file_of_one_size_can_have_another() -> None:
     assert other.ops == own.ops
 
 
-@pytest.mark.parametrize(
-    "file", [file for file in FILES if case_of(file) in ("mask_17_resized", "keypoint_17_dynamic")]
-)
+@pytest.mark.parametrize("file", [file for file in FILES if "keypoint_17" in file])
 def test_names_and_order_do_not_matter(file: str) -> None:
     raw, pictures = load(FIXTURES / file), pictures_of(HW, 1.0)
-    models = [import_raw(each, ImportOptions()) for each in (raw, rename(raw), shuffle(rename(raw)))]
+    models = [import_raw(each, ImportOptions()) for each in (raw, shuffle(rename(raw)))]
     first, *others = (run_imported(model, pictures, paste=False) for model in models)
     for model, found in zip(models[1:], others, strict=True):
         assert dataclasses.replace(read_spec(model), name="") == dataclasses.replace(read_spec(models[0]), name="")
