@@ -17,97 +17,10 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from edge_mrcnn.errors import ExportError
+from edge_mrcnn.training.foreign.records import Call, External, Global, make_global
 
 MAX_OPCODES = 5_000_000
 """A checkpoint of the largest models has some ten thousand; one that logs every step of a training, a million."""
-
-HARMLESS_MODULES = frozenset(
-    {
-        *(
-            "addict",
-            "argparse",
-            "collections",
-            "datetime",
-            "detectron2",
-            "fvcore",
-            "iopath",
-            "mmcv",
-            "mmdet",
-            "mmengine",
-        ),
-        *("numpy", "omegaconf", "pathlib", "torch", "yacs"),
-    }
-)
-"""First part of the modules that checkpoints name: in the weights, or in settings and logs beside them."""
-
-HARMLESS_NAMES = {
-    "_codecs": frozenset({"encode"}),
-    "copyreg": frozenset({"_reconstructor"}),
-    "builtins": frozenset(
-        {
-            *(
-                "bool",
-                "bytearray",
-                "bytes",
-                "complex",
-                "dict",
-                "float",
-                "frozenset",
-                "getattr",
-                "int",
-                "list",
-                "object",
-            ),
-            *("range", "set", "slice", "str", "tuple"),
-        }
-    ),
-}
-"""Names of other modules that checkpoints have. `getattr` is how Python 2's protocol writes a method."""
-
-_PYTHON_2_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
-
-
-@dataclass(frozen=True)
-class Global:
-    """A class or function that a pickle names; it was not imported.
-
-    Attributes:
-        module: Such as `collections`.
-        name: Such as `OrderedDict`.
-    """
-
-    module: str
-    name: str
-
-    def __str__(self) -> str:
-        """The name with its module."""
-        return f"{self.module}.{self.name}"
-
-
-@dataclass(eq=False)
-class Call:
-    """A call that a pickle asks for; it was not made.
-
-    Attributes:
-        function: What would have been called: a `Global`, or whatever else the pickle puts there.
-        arguments: What with.
-        state: What the result's state would have been set to.
-    """
-
-    function: object
-    arguments: object
-    state: object = None
-
-
-@dataclass(frozen=True)
-class External:
-    """A reference to something beside the pickle, such as a tensor's numbers.
-
-    Attributes:
-        key: How the pickle calls it.
-    """
-
-    key: object
 
 
 class _Bounded:
@@ -292,26 +205,14 @@ def _get(machine: _Machine, index: Any) -> None:
 
 def _global(machine: _Machine, argument: Any) -> None:
     module, _, name = str(argument).partition(" ")
-    machine.stack.append(_checked(machine, module, name))
+    machine.stack.append(make_global(module, name, machine.source))
 
 
 def _stack_global(machine: _Machine, _: Any) -> None:
     name, module = machine.stack.pop(), machine.stack.pop()
     if not (isinstance(name, str) and isinstance(module, str)):
         raise ValueError("a class whose name is no text")
-    machine.stack.append(_checked(machine, module, name))
-
-
-def _checked(machine: _Machine, module: str, name: str) -> Global:
-    """The name, if checkpoints have it."""
-    module = _PYTHON_2_MODULES.get(module, module)
-    first = module.partition(".")[0]
-    if first in HARMLESS_MODULES or name in HARMLESS_NAMES.get(module, ()):
-        return Global(module, name)
-    raise ExportError(
-        f"{machine.source} asks to load {module}.{name}, which has no place among weights: nothing of it was run. Take "
-        "the checkpoint from a source that you trust, or save the state dict alone in the program that made it"
-    )
+    machine.stack.append(make_global(module, name, machine.source))
 
 
 def _reduce(machine: _Machine, _: Any) -> None:

@@ -9,6 +9,7 @@ Source: torch/serialization.py (`_legacy_save`, `_save`) and torch/_utils.py (`_
 
 from __future__ import annotations
 
+import functools
 import math
 import zipfile
 from collections.abc import Callable, Mapping
@@ -21,7 +22,8 @@ import torch
 from torch import Tensor
 
 from edge_mrcnn.errors import ExportError
-from edge_mrcnn.training.foreign.pickles import Call, External, Global, read_pickle
+from edge_mrcnn.training.foreign.pickles import read_pickle
+from edge_mrcnn.training.foreign.records import Call, External, Global
 
 STATE_KEYS = ("model", "state_dict", "model_state")
 """Where files keep the weights, if these are not all there is: detectron2, mmdetection, pycls."""
@@ -87,7 +89,8 @@ def read_weights(path: Path) -> ForeignFile:
         start = file.read(2)
         file.seek(0)
         content, read_bytes = _read_zip(path) if start == b"PK" else _read_pickles(file, str(path))
-    return _make_file(content, read_bytes, str(path))
+    # of a storage that many tensors share, each would read it all
+    return _make_file(content, functools.lru_cache(1)(read_bytes), str(path))
 
 
 # -------------------------------------------------------------------------------------------------------------- files

@@ -20,7 +20,8 @@ import torch
 
 from edge_mrcnn.errors import ExportError
 from edge_mrcnn.training.foreign import pickles
-from edge_mrcnn.training.foreign.pickles import Call, Global, read_pickle
+from edge_mrcnn.training.foreign.pickles import read_pickle
+from edge_mrcnn.training.foreign.records import Call, Global
 from edge_mrcnn.training.foreign.weights import read_weights
 
 pytestmark = pytest.mark.torch

@@ -19,7 +19,7 @@ from torch import Tensor, nn  # noqa: E402
 from edge_mrcnn.errors import ExportError  # noqa: E402
 from edge_mrcnn.import_options import ImportOptions  # noqa: E402
 from edge_mrcnn.training.foreign import import_checkpoint  # noqa: E402
-from edge_mrcnn.training.foreign.pickles import Call  # noqa: E402
+from edge_mrcnn.training.foreign.records import Call  # noqa: E402
 from edge_mrcnn.training.foreign.weights import read_weights  # noqa: E402
 
 pytestmark = pytest.mark.torch
