@@ -43,6 +43,28 @@ def test_track(tmp_path: Path) -> None:
     assert 0 < count <= sum(entry["image_id"] == objects[0]["image_id"] for entry in objects) + 1
 
 
+def test_keypoints(tmp_path: Path) -> None:
+    pytest.importorskip("onnx", reason="onnx, which makes the tiny detector, is not installed")
+    from tests.runtime.tiny_detector import KEYPOINT_SPEC, save_detector
+
+    model = save_detector(tmp_path / "model.onnx", KEYPOINT_SPEC)
+    source = str(SAMPLES / "tabletop" / "val" / "images" / "000000.jpg")
+    printed = run(str(SAMPLES / "keypoints.py"), str(model), source, "out/", folder=tmp_path)
+    rim, handle = (line.rpartition(" at ") for line in printed.splitlines()[:2])
+    assert (rim[0], handle[0]) == ("0: mug rim", "0: mug handle")
+    # The box is 160 to 480 by 120 to 240 and the points are at fixed shares of it, to a pixel of its map of 56 x 56.
+    assert [float(part) for part in rim[2].split(", ")] == pytest.approx([320, 132], abs=3)
+    assert [float(part) for part in handle[2].split(", ")] == pytest.approx([448, 192], abs=3)
+    assert (tmp_path / "out" / "000000.jpg").stat().st_size > 1000
+
+
+def test_keypoints_says_what_it_needs(tmp_path: Path) -> None:
+    command = [sys.executable, str(SAMPLES / "keypoints.py")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "samples/train_keypoints.py trains one" in done.stderr
+
+
 def test_pycuda_arrays_says_what_it_needs(tmp_path: Path) -> None:
     command = [sys.executable, str(SAMPLES / "pycuda_arrays.py")]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
