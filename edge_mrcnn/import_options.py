@@ -51,5 +51,17 @@ class ImportOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError(f"std must be more than 0, got {self.std}")
         if self.size is not None:
             check_canvas(parse_size(self.size))
+
+    def check_for_onnx(self) -> None:
+        """Check that nothing is asked for that only checkpoints leave open.
+
+        Raises:
+            ValueError: Something is; the message names it.
+        """
+        for name in ("mean", "std", "channels", "strides"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} is for checkpoints, which do not say it; an ONNX file does: leave it out")

@@ -121,6 +121,7 @@ def _is_text(head: bytes) -> bool:
 
 def _import_onnx(path: Path, options: ImportOptions) -> tuple[onnx.ModelProto, ModelSpec, list[str]]:
     """The ONNX half: no torch is needed."""
+    options.check_for_onnx()
     raw = load_onnx(path)
     own = parse_own(raw)
     if own is not None:
