@@ -19,6 +19,7 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.ops import box_iou
 
 from edge_mrcnn.class_names import complete_class_names
+from edge_mrcnn.runtime.keypoints import decode_keypoints
 from edge_mrcnn.training.export import trace_model
 from tests.training.random_models import Reference, fix_pools, letterboxed, matter, seeded_model
 
@@ -37,6 +38,9 @@ SCORE = 2e-3
 MASK = 1e-3
 HEATMAP = 1e-3
 """Mean difference of a heatmap's logits, whose standard deviation is 2."""
+KEYPOINT = 0.5
+KEYPOINTS_FAR = 0.01
+"""Share of the keypoints that may be farther off than that many pixels, decoded as the runtime does."""
 
 NETWORK_THRESHOLD = 0.04
 """Below what is compared (0.05), so that a rounding error at the threshold does not make a detection vanish."""
@@ -47,14 +51,17 @@ PROPOSALS = {
     "maskrcnn_resnet50_fpn_v2": 300,
     "maskrcnn_resnet101_fpn": 300,
     "maskrcnn_resnext101_fpn": 300,
-    "maskrcnn_resnet50_c4": 60,
+    "maskrcnn_resnet50_c4": 25,
+    "maskrcnn_resnet101_c4": 25,
     "keypointrcnn_edge": 200,
     "keypointrcnn_resnet50_fpn": 300,
 }
 """torchvision's limit, or fewer where the heads are heavy, or the same as elsewhere: that keeps the tests short."""
 
 SIZES = ((256, 320), (320, 320), (480, 640))
-ONLY = dict.fromkeys(("maskrcnn_resnet50_c4", "keypointrcnn_edge", "keypointrcnn_resnet50_fpn"), SIZES[:1])
+ONLY = dict.fromkeys(
+    ("maskrcnn_resnet50_c4", "maskrcnn_resnet101_c4", "keypointrcnn_edge", "keypointrcnn_resnet50_fpn"), SIZES[:1]
+)
 MORE = {"maskrcnn_resnet50_fpn": (*SIZES, (800, 1088))}
 CASES = [(name, size) for name in PROPOSALS for size in {**ONLY, **MORE}.get(name, SIZES)]
 
@@ -69,18 +76,24 @@ class Score:
     extra: int = 0
     mask_differences: list[float] = field(default_factory=list)
     heatmap_differences: list[float] = field(default_factory=list)
+    keypoint_distances: list[float] = field(default_factory=list)
 
     def check(self) -> None:
         assert self.matched >= MATCHED * self.expected, self
         assert self.extra <= EXTRA * self.given, self
         assert np.mean(self.mask_differences or [0]) <= MASK, self
         assert np.mean(self.heatmap_differences or [0]) <= HEATMAP, self
+        assert self.keypoints_far <= KEYPOINTS_FAR * len(self.keypoint_distances), self
+
+    @property
+    def keypoints_far(self) -> int:
+        return sum(distance > KEYPOINT for distance in self.keypoint_distances)
 
     def __str__(self) -> str:
         mask, heatmap = (np.mean(each or [0]) for each in (self.mask_differences, self.heatmap_differences))
         return (
             f"{self.matched}/{self.expected} matched, {self.extra} extra, difference of masks {mask:.1e}, of heatmaps "
-            f"{heatmap:.1e}"
+            f"{heatmap:.1e}, {self.keypoints_far} of {len(self.keypoint_distances)} keypoints over {KEYPOINT} px"
         )
 
 
@@ -163,3 +176,6 @@ def compare(want: dict[str, Tensor], found: dict[str, Tensor], score: Score) -> 
     if "keypoint_logits" in found:
         differences = (want["keypoint_logits"][rows] - found["keypoint_logits"][columns]).abs()
         score.heatmap_differences += differences.mean((1, 2, 3)).tolist()
+        decoded = decode_keypoints(found["keypoint_logits"][columns].numpy(), boxes[columns].numpy())
+        apart = torch.from_numpy(decoded)[..., :2] - want["keypoints"][rows, :, :2]
+        score.keypoint_distances += apart.norm(dim=-1).flatten().tolist()
