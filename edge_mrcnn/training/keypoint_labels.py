@@ -30,7 +30,7 @@ class KeypointNames(NamedTuple):
 
     @classmethod
     def from_meta(cls, fields: object) -> KeypointNames | None:
-        """What `_asdict` gave, after a checkpoint; None for anything else."""
+        """What `_asdict` gave, after a checkpoint; None for anything else, or where it contradicts itself."""
         if not isinstance(fields, Mapping) or not fields.get("names"):
             return None
         try:
@@ -39,7 +39,8 @@ class KeypointNames(NamedTuple):
             labels = tuple(tuple(int(label) for label in having) for having in fields["labels"])
         except (KeyError, TypeError, ValueError):
             return None
-        return cls(names, skeleton, labels)
+        fits = len(labels) in (0, len(names)) and all(0 <= end < len(names) for line in skeleton for end in line)
+        return cls(names, skeleton, labels) if fits else None
 
 
 def read_keypoint_names(

@@ -164,6 +164,24 @@ def test_the_checkpoints_keypoints_travel_in_the_spec(exported: tuple[Path, Mode
     assert (spec.keypoint_size, spec.mask_size, spec.class_names) == (56, 28, CLASSES)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"skeleton": [[0, 3]]},
+        {"skeleton": [[0]]},
+        {"labels": [[1], [2]]},
+        {"labels": 3},
+        {"names": []},
+        {"names": None},
+        None,
+    ],
+)
+def test_a_checkpoints_note_that_contradicts_itself_is_passed_over(changes: dict[str, Any] | None) -> None:
+    fields = {"names": ["a", "b", "c"], "skeleton": [[0, 1]], "labels": [[1], [], [1, 2]]}
+    assert KeypointNames.from_meta(fields) == KeypointNames(("a", "b", "c"), ((0, 1),), ((1,), (), (1, 2)))
+    assert KeypointNames.from_meta(None if changes is None else {**fields, **changes}) is None
+
+
 def test_both_heads_read_one_pool_and_names_are_plain(exported: tuple[Path, ModelSpec]) -> None:
     graph = onnx.load(exported[0]).graph
     custom = [node.name for node in graph.node if node.domain == DOMAIN]
