@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from edge_mrcnn.compiler.raw.regions import Regions, constant_of, producer, readers
@@ -45,7 +46,9 @@ def find_decoder(regions: Regions, deltas: gs.Tensor) -> Decoder:
     limits = [_limit(regions, tensor) for tensor, _ in divided[2:]]
     if limits[0] != limits[1]:
         raise MismatchError("dw and dh to be clipped at the same number", limits)
-    references = {id(tensor): tensor for tensor in (_reference(tensor) for tensor, _ in divided[:2])}
+    shifts = [tensor for tensor, _ in divided[:2]]
+    folded = _folded_references(regions, shifts)
+    references = {id(tensor): tensor for tensor in ([folded] if folded else [_reference(shift) for shift in shifts])}
     if len(references) != 1:
         raise MismatchError("dx and dy to be multiplied by sides of the same boxes", f"{len(references)} tensors")
     return Decoder(next(iter(references.values())), [weight for _, weight in divided], limits[0])
@@ -97,6 +100,32 @@ def _limit(regions: Regions, tensor: gs.Tensor) -> float:
         if len(limits) == 1 and behind == ["Exp"] and (node.op == "Min" or node.inputs[1].is_empty()):
             return limits[0]
     raise MismatchError("dw and dh to be clipped from above and then to go to Exp", [node.op for node in following])
+
+
+def _folded_references(regions: Regions, shifts: Sequence[gs.Tensor]) -> gs.Constant | None:
+    """Anchors of which an optimiser, such as onnxsim, has left the sides and the centres as weights, else None."""
+    sides, centres = [], []
+    for shift in shifts:
+        scaled = _only_reader(shift, "Mul")
+        moved = _only_reader(scaled.outputs[0], "Add") if scaled else None
+        if scaled is None or moved is None:
+            return None
+        side = next(each for each in scaled.inputs if each is not shift)
+        centre = next(each for each in moved.inputs if each is not scaled.outputs[0])
+        if not isinstance(side, gs.Constant) or not isinstance(centre, gs.Constant):
+            return None
+        sides.append(side.values.reshape(-1))
+        centres.append(centre.values.reshape(-1))
+    if len({each.size for each in (*sides, *centres)}) != 1:
+        return None
+    half, middle = np.stack(sides, axis=1) / 2, np.stack(centres, axis=1)
+    return gs.Constant("anchors", np.concatenate([middle - half, middle + half], axis=1).astype(np.float32))
+
+
+def _only_reader(tensor: gs.Tensor, op: str) -> gs.Node | None:
+    """The one node that reads a tensor, if it is of this op."""
+    following = readers(tensor)
+    return following[0] if len(following) == 1 and following[0].op == op else None
 
 
 def _reference(tensor: gs.Tensor) -> gs.Tensor:

@@ -1,11 +1,14 @@
-"""Copies of a graph that compute the same and look different: other names, another order."""
+"""Copies of a graph that compute the same and look different: other names, another order, constants folded."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import onnx
+import onnxruntime
+from onnx import helper
 
 
 def rename(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -21,6 +24,24 @@ def shuffle(model: onnx.ModelProto, seed: int = 3) -> onnx.ModelProto:
     """A copy whose nodes, and those of its branches, stand in another order that is valid as well."""
     copy = _copy(model)
     _shuffle(copy.graph, random.Random(seed))
+    return copy
+
+
+def optimise(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+    """A copy with everything folded that is constant, as people do with onnxsim; here ONNX Runtime does it."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(path)
+    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return onnx.load(path)
+
+
+def list_weights_as_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose weights are inputs too, as exporters of old wrote them."""
+    copy = _copy(model)
+    values = [helper.make_tensor_value_info(x.name, x.data_type, list(x.dims)) for x in copy.graph.initializer]
+    copy.graph.input.extend(values)
     return copy
 
 

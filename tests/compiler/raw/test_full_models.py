@@ -23,11 +23,13 @@ pytestmark = [pytest.mark.torch, pytest.mark.slow]
 HW = (160, 224)
 
 
-CASE = Case("mask", "maskrcnn_resnet50_fpn", opset=17, dynamic=True, hw=HW)
-"""v2 and Keypoint R-CNN pass as well, given here: half a minute each, and small ones are in `test_raw_parity.py`."""
-
-
-def test_what_is_found_is_the_files(tmp_path: Path, case: Case = CASE) -> None:
+@pytest.mark.parametrize(
+    "case",
+    # v2 and Keypoint R-CNN pass as well, given here: half a minute each, and small ones are in test_raw_parity.py
+    [Case("mask", "maskrcnn_resnet50_fpn", opset=17, dynamic=True, hw=HW)],
+    ids=lambda case: case.kind,
+)
+def test_what_is_found_is_the_files(case: Case, tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     model = seeded_model(case.kind)

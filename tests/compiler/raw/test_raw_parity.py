@@ -14,7 +14,7 @@ import pytest
 from edge_mrcnn.compiler.raw import import_raw
 from edge_mrcnn.import_options import ImportOptions
 from tests.compiler.raw.parity import PATCH, PIXELS, Found, Score, read_spec, run_imported, run_raw
-from tests.compiler.raw.renaming import rename, shuffle
+from tests.compiler.raw.renaming import list_weights_as_inputs, optimise, rename, shuffle
 from tests.compiler.raw.seeded_weights import load, picture
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -36,6 +36,14 @@ CASES = {
     "keypoint_11": (HW, 1.0, HW),
     "keypoint_17_dynamic": (HW, 1.0, HW),
 }
+QUICK = (
+    "torch2.0_keypoint_17_dynamic",
+    "torch2.0_mask_11",
+    "torch2.15_mask_17_batched_dynamic",
+    "torch2.15_mask_16_anchors",
+)
+"""Files that are compared between edits too; the others take as long each."""
+
 FILES = sorted(path.name for name in CASES for path in FIXTURES.glob(f"torch*_{name}.onnx.xz"))
 
 
@@ -81,7 +89,9 @@ def test_every_file_is_compared() -> None:
     assert len({name.partition("_")[0] for name in FILES}) >= 2, "files of two versions of torch"
 
 
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize(
+    "file", [pytest.param(file, marks=() if file.startswith(QUICK) else pytest.mark.slow) for file in FILES]
+)
 def test_what_is_found_is_the_files(file: str, reference: Any) -> None:
     raw, pictures, want = reference(file)
     _, scale, canvas = CASES[case_of(file)]
@@ -127,6 +137,20 @@ def test_names_and_order_do_not_matter(file: str) -> None:
             assert np.allclose(one.boxes, other.boxes, atol=1e-3)
             assert np.array_equal(one.labels, other.labels)
             assert np.allclose(one.scores, other.scores, atol=1e-5)
+
+
+@pytest.mark.parametrize("file", ["torch2.15_mask_11.onnx.xz", "torch2.0_keypoint_17_dynamic.onnx.xz"])
+def test_a_file_that_was_simplified(file: str, tmp_path: Path) -> None:
+    """With constants folded a graph of fixed size has lost its anchors' making and a division by 1."""
+    raw, pictures = load(FIXTURES / file), pictures_of(HW, 1.0)
+    simple = optimise(raw, tmp_path / "simple.onnx")
+    assert len(simple.graph.node) < 0.7 * len(raw.graph.node)
+    first, second = (import_raw(each, ImportOptions(size="128x160")) for each in (raw, list_weights_as_inputs(simple)))
+    assert read_spec(first).ops == read_spec(second).ops
+    both = (run_imported(model, pictures, paste=False) for model in (first, second))
+    for one, other in zip(*both, strict=True):
+        assert np.allclose(one.boxes, other.boxes, atol=1e-3)
+        assert np.array_equal(one.labels, other.labels)
 
 
 def test_every_attribute_is_read_out_of_the_graph() -> None:
