@@ -5,8 +5,6 @@ Everything is found by structure: op types, edges, shapes and constants; names m
 
 from __future__ import annotations
 
-import logging
-
 import onnx
 import onnx_graphsurgeon as gs
 
@@ -26,8 +24,6 @@ from edge_mrcnn.spec import ModelSpec, parse_size
 
 OPSETS = range(11, 19)
 """Opsets of the files that are taken: RoiAlign and NonMaxSuppression are torchvision's from 11 on."""
-
-log = logging.getLogger(__name__)
 
 
 def import_raw(model: onnx.ModelProto, options: ImportOptions) -> onnx.ModelProto:

@@ -66,7 +66,7 @@ class Pools:
 
     def describe(self) -> str:
         """How many there are."""
-        return f"{1 + len(self.others)}"
+        return f"one of proposals, {len(self.others)} of detections"
 
 
 def find_pools(regions: Regions) -> Pools:
@@ -117,7 +117,10 @@ def _read_pool(regions: Regions, nodes: Sequence[gs.Node], pooled: gs.Tensor) ->
     if len({id(each[0]) for each in boxes}) != 1:
         raise MismatchError("the levels of a pool to pool the same boxes", f"{len(nodes)} levels with different ones")
     attributes = _attributes(nodes, regions.graph.opset)
-    attributes |= _level_rule(regions, [index for _, index in boxes], attributes["strides"])
+    places = [index for _, index in boxes]
+    if len(nodes) > 1 and len(set(attributes["strides"])) == 1:
+        nodes = _only_level(regions, nodes, places, attributes)
+    attributes |= _level_rule(regions, places[: len(nodes)], attributes["strides"])
     return Pool(tuple(nodes), boxes[0][0], pooled, attributes)
 
 
@@ -153,7 +156,8 @@ def _attributes(nodes: Sequence[gs.Node], opset: int) -> dict[str, Any]:
     powers = all(stride > 0 and stride & (stride - 1) == 0 for stride in strides)
     if not powers or any(stride * scale != 1 for stride, scale in zip(strides, scales, strict=True)):
         raise MismatchError("spatial scales of 1 by a power of two", scales)
-    if any(coarse != 2 * fine for fine, coarse in pairwise(strides)) or len(strides) > MAX_LEVELS:
+    doubling = all(coarse == 2 * fine for fine, coarse in pairwise(strides))
+    if not (doubling or len(set(strides)) == 1) or len(strides) > MAX_LEVELS:
         raise MismatchError(f"up to {MAX_LEVELS} levels, each of twice the stride of the one before", strides)
     return {
         "strides": strides,
@@ -212,6 +216,23 @@ def _level_rule(regions: Regions, places: Sequence[gs.Tensor | None], strides: S
     if level != int(level) or abs(eps) >= 0.5:
         raise MismatchError("a whole canonical level and a small eps", (level, eps))
     return {"canonical_scale": numbers[7][0], "canonical_level": int(level), "level_eps": eps}
+
+
+def _only_level(
+    regions: Regions, nodes: Sequence[gs.Node], places: Sequence[gs.Tensor | None], attributes: dict[str, Any]
+) -> list[gs.Node]:
+    """The one level that is used of several of the same stride, as torchvision's MobileNetV3 has them: the first.
+
+    Raises:
+        MismatchError: The level of a box is not limited to that one.
+    """
+    compared = [_comparison(regions, place) for place in places]
+    limits = [numbers for op, numbers in _steps_back(regions, compared[0][0]) if op == "Clip"]
+    first = [node for node, (_, level) in zip(nodes, compared, strict=True) if level == 0]
+    if len(first) != 1 or len(limits) != 1 or len(limits[0]) != 2 or limits[0][0] != limits[0][1]:
+        raise MismatchError("levels of different strides, or boxes of one level only", attributes["strides"])
+    attributes["strides"] = attributes["strides"][:1]
+    return first
 
 
 def _comparison(regions: Regions, places: gs.Tensor | None) -> tuple[gs.Tensor, int]:

@@ -16,7 +16,7 @@ import onnxruntime
 from onnx import TensorProto, helper
 
 from edge_mrcnn.compiler.function_bodies import OPSET, make_function_body
-from edge_mrcnn.compiler.raw.heads import BoxHead, Detected
+from edge_mrcnn.compiler.raw.heads import BoxHead, DenseHead, Detected
 from edge_mrcnn.compiler.raw.pools import Pool, Pools
 from edge_mrcnn.compiler.raw.regions import Array, Regions
 from edge_mrcnn.compiler.raw.rpn import Head, Proposals
@@ -25,8 +25,20 @@ from edge_mrcnn.compiler.raw.transform import Transform
 from edge_mrcnn.ops import DETECTION_NMS, DOMAIN, OPS, PLUGIN_ATTRIBUTES, PYRAMID_ROI_ALIGN, RPN_PROPOSALS, VERSION
 
 SEED = 5
+SPREADS = (2.0, 6.0, 18.0)
+"""Standard deviations of random logits: the first that lets enough boxes pass the thresholds is taken."""
+
+ENOUGH = 5
+"""Boxes that must pass, unless the limit is lower."""
+
 BOXES = 64
 """Boxes that pools and detections are tried with."""
+
+SOME = 5
+"""Detections that the choice of masks is tried with."""
+
+MOST_LOOKED_AT = 12
+"""Tensors behind the mask logits that are tried."""
 
 PIXELS = 0.02
 """Boxes that differ by less are the same."""
@@ -55,17 +67,18 @@ def prove_proposals(regions: Regions, head: Head, proposals: Proposals, transfor
     Raises:
         MismatchError: They differ.
     """
-    random = np.random.default_rng(SEED)
-    objectness = [_normal(random, regions.shapes[id(tensor)], 2.0) for tensor in head.objectness]
-    deltas = [_normal(random, regions.shapes[id(tensor)], 0.4) for tensor in head.deltas]
-    feeds = [*zip(head.objectness, objectness, strict=True), *zip(head.deltas, deltas, strict=True)]
-    (found,) = _run_region(regions, feeds, [proposals.boxes])
     content = np.array([transform.content], np.float32)
-    (expected,) = _run_op(RPN_PROPOSALS.name, [content, *objectness, *deltas], proposals.attributes)
-    share = _share(found, expected[0])
-    return (
-        Proof(f"{len(found)} proposals of random numbers agree") if share else _differ(found, expected[0], "proposals")
-    )
+    found = expected = np.zeros((0, 4), np.float32)
+    for spread in SPREADS:
+        random = np.random.default_rng(SEED)
+        objectness = [_normal(random, regions.shapes[id(tensor)], spread) for tensor in head.objectness]
+        deltas = [_normal(random, regions.shapes[id(tensor)], 0.4) for tensor in head.deltas]
+        ((expected,),) = _run_op(RPN_PROPOSALS.name, [content, *objectness, *deltas], proposals.attributes)
+        if len(expected) >= min(ENOUGH, proposals.attributes["post_nms_top_n"]):
+            feeds = [*zip(head.objectness, objectness, strict=True), *zip(head.deltas, deltas, strict=True)]
+            (found,) = _run_region(regions, feeds, [proposals.boxes])
+            break
+    return _agree(found, expected, "proposals", proposals.attributes["post_nms_top_n"])
 
 
 def prove_detections(
@@ -76,19 +89,20 @@ def prove_detections(
     Raises:
         MismatchError: They differ.
     """
-    random = np.random.default_rng(SEED)
-    boxes = _boxes(random, transform.content)
-    logits = _normal(random, (BOXES, widths[0]), 2.0)
-    deltas = _normal(random, (BOXES, widths[1]), 1.0)
-    feeds = [(pools.box.boxes, boxes), (head.logits, logits), (head.deltas, deltas)]
-    results = _run_region(regions, feeds, detected.results)
     content = np.array([transform.content], np.float32)
-    number, *expected = _run_op(DETECTION_NMS.name, [content, boxes[None], logits, deltas], detected.attributes)
-    found = _rows(results)
-    wanted = np.concatenate([expected[0][0], expected[1][0, :, None], expected[2][0, :, None]], axis=1)[: number[0]]
-    if not _share(found, wanted):
-        return _differ(found, wanted, "detections (boxes, score, label)")
-    return Proof(f"{len(found)} detections of random numbers agree")
+    found = expected = np.zeros((0, 6), np.float32)
+    for spread in SPREADS:
+        random = np.random.default_rng(SEED)
+        boxes = _boxes(random, transform.content)
+        logits = _normal(random, (BOXES, widths[0]), spread)
+        deltas = _normal(random, (BOXES, widths[1]), 1.0)
+        number, *rows = _run_op(DETECTION_NMS.name, [content, boxes[None], logits, deltas], detected.attributes)
+        expected = np.concatenate([rows[0][0], rows[1][0, :, None], rows[2][0, :, None]], axis=1)[: number[0]]
+        if len(expected) >= min(ENOUGH, detected.attributes["detections_per_image"]):
+            feeds = [(pools.box.boxes, boxes), (head.logits, logits), (head.deltas, deltas)]
+            found = _rows(_run_region(regions, feeds, detected.results))
+            break
+    return _agree(found, expected, "detections", detected.attributes["detections_per_image"])
 
 
 def prove_pool(regions: Regions, pool: Pool) -> Proof:
@@ -110,6 +124,43 @@ def prove_pool(regions: Regions, pool: Pool) -> Proof:
     if not worst < RELATIVE:
         raise MismatchError("patches of random numbers like PyramidRoiAlign's", f"a difference of {worst:.2g}")
     return Proof(pool.describe())
+
+
+def prove_mask_choice(regions: Regions, head: DenseHead, detected: Detected, channels: int, size: int) -> Proof:
+    """Look behind the mask logits for each detection's own class.
+
+    Raises:
+        MismatchError: No tensor holds it.
+    """
+    random = np.random.default_rng(SEED)
+    logits = _normal(random, (SOME, channels, size, size), 2.0)
+    labels = random.integers(1, channels, SOME)
+    expected = 1 / (1 + np.exp(-logits[np.arange(SOME), labels].astype(np.float64)))
+    feeds = [(head.maps, logits), *((tensor, labels) for tensor in detected.results)]
+    known = {id(tensor) for tensor, _ in feeds}
+    for tensor in _chosen_from(regions, head.maps):
+        nodes = regions.ancestors([tensor], known)
+        read = {id(each) for node in nodes for each in node.inputs}
+        if not all(id(each) in known for each in detected.results if id(each) in read):
+            continue
+        try:
+            (found,) = regions.run(nodes, [pair for pair in feeds if id(pair[0]) in read], [tensor])
+        except MismatchError:
+            continue  # it depends on more than logits and labels
+        if found.size == expected.size and np.allclose(found.reshape(expected.shape), expected, atol=1e-5):
+            return Proof(f"{channels} maps of {size}x{size}, of which each detection's own class is taken")
+    raise MismatchError("a tensor with the Sigmoid of each detection's own class behind the mask logits", "none")
+
+
+def _chosen_from(regions: Regions, maps: gs.Tensor) -> list[gs.Tensor]:
+    """Tensors by which a class may be taken from the maps: what Gather and the like give, in order."""
+    reached, chosen = {id(maps)}, []
+    for node in regions.graph.nodes:
+        if any(id(tensor) in reached for tensor in node.inputs) and node.op not in ("Shape", "Loop", "If"):
+            reached |= {id(tensor) for tensor in node.outputs}
+            if node.op in ("Gather", "GatherND", "GatherElements", "Reshape", "Unsqueeze"):
+                chosen.append(node.outputs[0])
+    return chosen[:MOST_LOOKED_AT]
 
 
 # ------------------------------------------------------------------------------------------------------------- random
@@ -173,15 +224,14 @@ def _rows(results: Sequence[Array]) -> Array:
     return np.concatenate([boxes[0], scores[0][:, None], labels[0][:, None]], axis=1)
 
 
-def _share(found: Array, expected: Array) -> bool:
-    """Whether nearly all rows of one are among those of the other, and the other way round."""
-    if abs(len(found) - len(expected)) > MOST_LOST * len(expected) or not len(expected):
-        return False
-    close = np.abs(found[:, None] - expected[None]).max(axis=2) < PIXELS
-    return bool(min(close.any(axis=0).mean(), close.any(axis=1).mean()) >= 1 - MOST_LOST)
-
-
-def _differ(found: Array, expected: Array, what: str) -> Proof:
+def _agree(found: Array, expected: Array, what: str, limit: int) -> Proof:
+    """Check that nearly all rows of one are among those of the other, and the other way round."""
+    if len(expected) < min(ENOUGH, limit):
+        raise MismatchError(f"{what} of random numbers that pass the thresholds", f"{len(expected)}")
+    if abs(len(found) - len(expected)) <= MOST_LOST * len(expected):
+        close = np.abs(found[:, None] - expected[None]).max(axis=2) < PIXELS
+        if min(close.any(axis=0).mean(), close.any(axis=1).mean()) >= 1 - MOST_LOST:
+            return Proof(f"{len(found)} {what} of random numbers agree")
     first = [np.round(rows[:1], 2).tolist() for rows in (expected, found)]
     raise MismatchError(
         f"the {what} of random numbers that these attributes give: {len(expected)}, first {first[0]}",

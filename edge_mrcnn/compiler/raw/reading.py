@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,13 +10,15 @@ import onnx_graphsurgeon as gs
 
 from edge_mrcnn.compiler.raw.heads import BoxHead, DenseHead, Detected, find_box_head, find_dense_head, find_detections
 from edge_mrcnn.compiler.raw.pools import Pool, Pools, find_pools
-from edge_mrcnn.compiler.raw.proof import prove_detections, prove_pool, prove_proposals
+from edge_mrcnn.compiler.raw.proof import prove_detections, prove_mask_choice, prove_pool, prove_proposals
 from edge_mrcnn.compiler.raw.regions import Regions, simplify
 from edge_mrcnn.compiler.raw.rpn import Anchors, Head, Proposals, find_anchors, find_head, find_proposals
 from edge_mrcnn.compiler.raw.survey import MismatchError, Survey, sure
 from edge_mrcnn.compiler.raw.transform import Transform, find_inputs, find_transform
 from edge_mrcnn.compiler.raw.transplant import Transplant
 from edge_mrcnn.compiler.raw.writer import Writer
+
+log = logging.getLogger(__name__)
 
 ROIS = 7
 """RoIs that shapes behind the pools are inferred for: a number that no size of a layer is likely to be."""
@@ -134,8 +137,10 @@ class Reader:
         outputs = find("box layers", self._write_box_head, pools, box_head, layers)
         detected = find("detections", self._find_detections, pools, box_head, outputs)
         find("detections run", self._prove_detections, transform, pools, box_head, outputs, detected)
-        heads = [self._read_head(pool, anchors) for pool in (pools.others if pools else ())]
+        heads = [self._read_head(pool, anchors, detected) for pool in (pools.others if pools else ())]
         self.survey.conclude()
+        for line in self.survey.lines:
+            log.info("%s", line)
         levels = len(sure(head).objectness)
         return Reading(
             writer=self.writer,
@@ -213,11 +218,17 @@ class Reader:
     def _find_detections(self, pools: Pools, head: BoxHead, outputs: Layers) -> Detected:
         return find_detections(self.regions, pools, head, self._widths(outputs))
 
-    def _read_head(self, pool: Pool, anchors: Anchors | None) -> Maps | None:
+    def _read_head(self, pool: Pool, anchors: Anchors | None, detected: Detected | None) -> Maps | None:
         head = self.survey.find("head", find_dense_head, pool)
         kind = head.kind if head else "further"
         self.survey.find(f"{kind} pool", self._check_pool, pool, anchors)
-        return self.survey.find(f"{kind} layers", self._write_head, head, anchors)
+        maps = self.survey.find(f"{kind} layers", self._write_head, head, anchors)
+        if kind == "mask":
+            self.survey.find("mask choice", self._prove_choice, head, detected, maps)
+        return maps
+
+    def _prove_choice(self, head: DenseHead, detected: Detected, maps: Maps) -> Any:
+        return prove_mask_choice(self.regions, head, detected, maps.channels, maps.size)
 
     def _write_head(self, head: DenseHead, anchors: Anchors) -> Maps:
         pooled = self._begin_pool(head.pool, f"{head.kind}_roi_align")

@@ -68,17 +68,17 @@ class Survey:
             return None
         try:
             found = look(*known)
-        except MismatchError as mismatch:
-            return self._miss(part, mismatch)
+        except MismatchError as error:
+            mismatch = error
         except (AttributeError, LookupError, StopIteration, TypeError, ValueError) as error:
             # nodes without the inputs or attributes that their ops have to have; ONNX's checker is not asked before
-            return self._miss(part, MismatchError("nodes that can be followed", f"{type(error).__name__}: {error}"))
-        self.lines.append(f"{part}: {found.describe()}")
-        return found
-
-    def _miss(self, part: str, mismatch: MismatchError) -> None:
+            mismatch = MismatchError("nodes that can be followed", f"{type(error).__name__}: {error}")
+        else:
+            self.lines.append(f"{part}: {found.describe()}")
+            return found
         self.missing.append(part)
         self.lines.append(f"{part}: DOES NOT MATCH: found {mismatch.found}; expected {mismatch.expected}")
+        return None
 
     def conclude(self) -> None:
         """End the survey.

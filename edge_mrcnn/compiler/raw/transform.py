@@ -68,8 +68,13 @@ def find_transform(regions: Regions) -> Transform:
     pad = next((node for node in path if node.op == "Pad"), None)
     if resize is None or pad is None:
         raise MismatchError("a Resize and a Pad between the picture and the first convolution", _ops(path))
-    if _text(resize, "mode", "nearest") != "linear":
-        raise MismatchError("a bilinear Resize of the picture", f"mode {_text(resize, 'mode', 'nearest')}")
+    modes = [_text(resize, "mode", "nearest"), _text(resize, "coordinate_transformation_mode", "half_pixel")]
+    if modes[0] != "linear" or modes[1] not in ("half_pixel", "pytorch_half_pixel"):
+        raise MismatchError("a bilinear Resize of the picture, by half pixels", modes)
+    value = pad.inputs[2] if len(pad.inputs) > 2 else None
+    number = 0.0 if value is None or value.is_empty() else regions.number(value)
+    if _text(pad, "mode", "constant") != "constant" or number != 0:
+        raise MismatchError("padding with 0 after the normalisation", f"{_text(pad, 'mode', 'constant')} {number}")
     resized = pad.inputs[0]
     height, width = picture.shape[-2:]
     if isinstance(height, int) and isinstance(width, int):

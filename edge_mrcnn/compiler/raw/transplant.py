@@ -16,8 +16,8 @@ from edge_mrcnn.compiler.raw.writer import Writer, plain
 _AS_THEY_ARE = frozenset(
     {
         "Abs", "Add", "AveragePool", "Clip", "Concat", "Div", "Elu", "Erf", "Exp", "Gemm", "GlobalAveragePool",
-        "HardSigmoid", "HardSwish", "LeakyRelu", "MatMul", "MaxPool", "Mul", "Neg", "Pad", "Pow", "PRelu", "Relu",
-        "Sigmoid", "Softplus", "Sqrt", "Sub", "Tanh", "Transpose",
+        "HardSigmoid", "HardSwish", "LayerNormalization", "LeakyRelu", "MatMul", "MaxPool", "Mul", "Neg", "Pad", "Pow",
+        "PRelu", "Relu", "Sigmoid", "Softplus", "Sqrt", "Sub", "Tanh", "Transpose",
     }
 )  # fmt: skip
 """Ops that treat each picture by itself and mean the same in all opsets from 11 to ours."""
