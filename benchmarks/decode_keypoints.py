@@ -22,6 +22,7 @@ import numpy.typing as npt
 import torch
 from torchvision.models.detection.roi_heads import heatmaps_to_keypoints
 
+from edge_mrcnn.runtime import keypoints as ours
 from edge_mrcnn.runtime.keypoints import decode_keypoints
 
 CANVAS = (480, 640)
@@ -73,10 +74,12 @@ def measure(count: int, keypoints: int, kind: str, large: bool, repeats: int) ->
     """Both contenders on one scene."""
     maps, boxes = make_heatmaps(count, keypoints, kind), make_boxes(count, large)
     tensors = torch.from_numpy(maps), torch.from_numpy(boxes)
-    work = {
-        "torchvision": lambda: heatmaps_to_keypoints(*tensors),
-        "edge_mrcnn": lambda: decode_keypoints(maps, boxes),
-    }
+
+    def decode() -> Array:
+        ours._axis.cache_clear()  # as if all boxes were new, which in a video they are not
+        return decode_keypoints(maps, boxes)
+
+    work: dict[str, Callable[[], Any]] = {"torchvision": lambda: heatmaps_to_keypoints(*tensors), "edge_mrcnn": decode}
     times = clock(work, repeats)
     theirs = heatmaps_to_keypoints(*tensors)[0].numpy()
     off = np.hypot(*(decode_keypoints(maps, boxes)[..., axis] - theirs[..., axis] for axis in (0, 1)))
