@@ -50,7 +50,7 @@ class C4Backbone(nn.Module):
         """Take the stages up to `layer3` out of `trunk`; they are shared, not copied."""
         super().__init__()
         self.body = IntermediateLayerGetter(trunk, {"layer3": "0"})
-        self.out_channels = _channels(trunk.layer3)
+        self.out_channels = _channels(trunk.get_submodule("layer3"))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Map `(B, 3, H, W)` to `{"0": (B, C, H / 16, W / 16)}`."""
@@ -104,8 +104,9 @@ def maskrcnn_c4(trunk: nn.Module, num_classes: int, **kwargs: Any) -> MaskRCNN:
     Returns:
         A plain torchvision `MaskRCNN`, whose masks are 14x14. The fifth stage is `roi_heads.box_head.layer4`.
     """
-    backbone, box_head = C4Backbone(trunk), Res5BoxHead(trunk.layer4)
-    channels = _channels(trunk.layer4)
+    layer4 = trunk.get_submodule("layer4")
+    backbone, box_head = C4Backbone(trunk), Res5BoxHead(layer4)
+    channels = _channels(layer4)
     options: dict[str, Any] = {
         "rpn_anchor_generator": AnchorGenerator(ANCHOR_SIZES, ANCHOR_RATIOS),
         "rpn_pre_nms_top_n_train": 12000,
