@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.torch, pytest.mark.slow]
 log = logging.getLogger(__name__)
 
 LEAST_DETECTIONS = 50
-FEWER_DETECTIONS = {"keypointrcnn_resnet50_fpn": 12}
+FEWER_DETECTIONS = {"keypointrcnn_resnet50_fpn": 6}
 """Where a detection costs 4 GMAC."""
 
 MATCHED = 0.995
