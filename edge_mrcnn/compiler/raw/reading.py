@@ -10,7 +10,13 @@ import onnx_graphsurgeon as gs
 
 from edge_mrcnn.compiler.raw.heads import BoxHead, DenseHead, Detected, find_box_head, find_dense_head, find_detections
 from edge_mrcnn.compiler.raw.pools import Pool, Pools, find_pools
-from edge_mrcnn.compiler.raw.proof import prove_detections, prove_mask_choice, prove_pool, prove_proposals
+from edge_mrcnn.compiler.raw.proof import (
+    prove_detections,
+    prove_keypoints,
+    prove_mask_choice,
+    prove_pool,
+    prove_proposals,
+)
 from edge_mrcnn.compiler.raw.regions import Regions, simplify
 from edge_mrcnn.compiler.raw.rpn import Anchors, Head, Proposals, find_anchors, find_head, find_proposals
 from edge_mrcnn.compiler.raw.survey import MismatchError, Survey, sure
@@ -225,10 +231,15 @@ class Reader:
         maps = self.survey.find(f"{kind} layers", self._write_head, head, anchors)
         if kind == "mask":
             self.survey.find("mask choice", self._prove_choice, head, detected, maps)
+        elif kind == "keypoint":
+            self.survey.find("keypoints", self._prove_keypoints, head, maps)
         return maps
 
     def _prove_choice(self, head: DenseHead, detected: Detected, maps: Maps) -> Any:
         return prove_mask_choice(self.regions, head, detected, maps.channels, maps.size)
+
+    def _prove_keypoints(self, head: DenseHead, maps: Maps) -> Any:
+        return prove_keypoints(self.regions, head, maps.channels, maps.size)
 
     def _write_head(self, head: DenseHead, anchors: Anchors) -> Maps:
         pooled = self._begin_pool(head.pool, f"{head.kind}_roi_align")
