@@ -59,8 +59,8 @@ def append_keypoint_rows(graph: onnx.GraphProto, count: int, size: int, maps: st
     """Replace the output of the heatmaps by `keypoint_logits`: picture by picture, 0 beyond the detections.
 
     Where they are upsampled last, what goes into that is zeroed: a quarter of the numbers. The factors are float32, so
-    that from there on a network in float16 computes in float32: the peak of a heatmap is looked for between its cells,
-    where the rounding of float16 can move it, and the output is float32 anyway.
+    that from there on a network in float16 computes in float32, which the output is anyway: the small maps are cast
+    and not the large ones, and the heatmaps are not rounded again.
 
     Args:
         graph: Changed in place.
