@@ -22,7 +22,7 @@ VERBS = {
     "sensitivity": "rank layers by what INT8 costs them",
     "build": "build a TensorRT engine from model.onnx",
     "run": "find instances in pictures, videos and cameras",
-    "eval": "measure COCO box and mask AP",
+    "eval": "measure COCO AP of boxes, masks and keypoints",
     "compare": "what FP16 and INT8 cost: accuracy, agreement, size, speed",
     "bench": "measure latency, alone or against torchvision",
     "soak": "run for long while cameras, clients and sinks misbehave",

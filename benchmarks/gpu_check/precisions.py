@@ -138,8 +138,7 @@ def describe_agreement(agreement: Agreement) -> str:
 
 def describe_drop(drop: Drop) -> str:
     """The AP lost, in a line."""
-    found = reversed(drop.kinds.items())
-    parts = (f"{kind} {one.value:.2f} ({one.low:.2f} to {one.high:.2f})" for kind, one in found)
+    parts = (f"{kind} {one.value:.2f} ({one.low:.2f} to {one.high:.2f})" for kind, one in drop.shown.items())
     return f"points of AP lost: {', '.join(parts)}"
 
 

@@ -254,4 +254,4 @@ def _interval(value: Interval) -> str:
 
 
 def _both(drop: Drop) -> str:
-    return ", ".join(f"{kind} {_interval(lost)}" for kind, lost in reversed(drop.kinds.items()))
+    return ", ".join(f"{kind} {_interval(lost)}" for kind, lost in drop.shown.items())

@@ -47,6 +47,11 @@ class Drop:
         found = {"mask": self.mask, "keypoint": self.keypoint, "box": self.box}
         return {kind: lost for kind, lost in found.items() if lost is not None}
 
+    @property
+    def shown(self) -> dict[str, Interval]:
+        """The same in the order of tables: `box`, `mask`, `keypoint`."""
+        return {kind: self.kinds[kind] for kind in ("box", "mask", "keypoint") if kind in self.kinds}
+
 
 @dataclass(frozen=True)
 class Agreement:

@@ -46,7 +46,7 @@ class SensitivityOptions:
     """Pictures that noise is measured on, evenly spread over a COCO file."""
 
     ap: bool = False
-    """Also measure what each group costs in box and mask AP. It needs labels, and a run over them for each group."""
+    """Also measure what each group costs in AP. It needs labels, and a run over them for each group."""
 
     limit: int | None = None
     """Measure AP on the first so many pictures only; all when not given."""
@@ -182,7 +182,9 @@ class SensitivityResult:
         """The result as lines of a text table; the longer a bar, the more noise."""
         rows = [self.together, *self.groups]
         width = max(len(row.name) for row in rows)
-        drops = f"  {'box AP':>7} {'mask AP':>7}" if self.labelled else ""
+        kinds = [] if self.together.drop is None else self.together.drop.shown
+        drops = "".join(f" {f'{kind} AP':>{max(7, len(kind) + 3)}}" for kind in kinds)
+        drops = f" {drops}" if drops else ""
         head = f"{'quantised':<{width}}  {'noise':<{_BAR}} {'mean':>8} {'worst':>8}  {'at':<12}{drops}".rstrip()
         labelled = f", AP on {self.labelled}" if self.labelled else ""
         return [
@@ -312,7 +314,9 @@ def _count_macs(model: onnx.ModelProto) -> dict[str, int]:
 
 def _line(row: GroupSensitivity, width: int) -> str:
     cells = f"{row.name:<{width}}  {_bar(row.snr_db):<{_BAR}} {_decibels(row.snr_db)} {_decibels(row.worst_db)}"
-    drop = "" if row.box_drop is None else f"  {row.box_drop:7.2f} {_points(row.mask_drop)}"
+    kinds = {} if row.drop is None else row.drop.shown
+    drop = "".join(f" {lost.value:{max(7, len(kind) + 3)}.2f}" for kind, lost in kinds.items())
+    drop = f" {drop}" if drop else ""
     return f"{cells}  {row.worst_tap if math.isfinite(row.worst_db) else '-':<12}{drop}"
 
 
@@ -323,10 +327,6 @@ def _bar(decibels: float) -> str:
 
 def _decibels(value: float) -> str:
     return f"{value:8.1f}" if math.isfinite(value) else f"{'-':>8}"
-
-
-def _points(value: float | None) -> str:
-    return f"{'-':>7}" if value is None else f"{value:7.2f}"
 
 
 def _finite(value: float) -> float | None:
