@@ -195,18 +195,23 @@ def read_anchors(file: ForeignFile, kind: str) -> list[Tensor]:
     """Anchors of each level, `(A, 4)`: the file's, which old checkpoints keep, else the model zoo's.
 
     Raises:
-        ExportError: The RPN has another number of anchors than the zoo's, and the file does not say which.
+        ExportError: The RPN has another number of anchors, and the file does not say which.
     """
     found = [name for name in file.tensors if re.fullmatch(names.ANCHORS, name)]
-    if found:
-        return [file.tensors[name] for name in sorted(found, key=lambda name: int(name.rpartition(".")[2]))]
     levels = [make_anchors([size]) for size in SIZES] if kind == "fpn" else [make_anchors(SIZES)]
-    count = len(take(file, "proposal_generator.rpn_head.objectness_logits.weight"))
-    if count != len(levels[0]):
+    shapes = [(len(take(file, "proposal_generator.rpn_head.objectness_logits.weight")), 4)] * len(levels)
+    if found:
+        levels = [file.tensors[name] for name in sorted(found, key=lambda name: int(name.rpartition(".")[2]))]
+    if [tuple(level.shape) for level in levels] != shapes:
+        whose = "it keeps" if found else "the model zoo's models have, and it does not say which they are,"
         raise ExportError(
-            f"{file.source} has {count} anchors in a cell, the zoo models {len(levels[0])}, and checkpoints do not "
-            "say which they are: only the zoo's anchors can be imported"
+            f"{file.source} has {shapes[0][0]} anchors in each cell of {len(shapes)} levels by its RPN, but the "
+            f"anchors that {whose} are {len(levels[0])} on {len(levels)} levels: such a model cannot be imported"
         )
+    log.info(
+        "%s: anchors are %s; thresholds, limits and RoI pools are as in detectron2's model zoo",
+        *(file.source, "its own" if found else "the model zoo's"),
+    )
     return levels
 
 

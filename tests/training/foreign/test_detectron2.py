@@ -270,7 +270,18 @@ def test_anchors_that_nothing_describes() -> None:
     file = blank()
     for part, count in (("objectness_logits", 5), ("anchor_deltas", 20)):
         file.tensors[f"proposal_generator.rpn_head.{part}.weight"] = torch.zeros(count, 256, 1, 1)
-    with pytest.raises(ExportError, match="5 anchors in a cell, the zoo models 3"):
+    with pytest.raises(
+        ExportError,
+        match=r"5 anchors in each cell of 5 levels by its RPN, but .* does not say which they are, are 3 on 5",
+    ):
+        detectron2.build(file, ImportOptions())
+
+
+def test_anchors_in_the_file_that_do_not_fit() -> None:
+    file = blank()
+    for level in range(4):
+        file.tensors[f"proposal_generator.anchor_generator.cell_anchors.{level}"] = torch.zeros(3, 4)
+    with pytest.raises(ExportError, match="the anchors that it keeps are 3 on 4 levels"):
         detectron2.build(file, ImportOptions())
 
 
