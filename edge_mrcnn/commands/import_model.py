@@ -182,8 +182,8 @@ def describe_differences(raw: onnx.ModelProto, spec: ModelSpec) -> Iterator[str]
     shapes = ", ".join(f"{value.name} {_shape(value)}" for value in taken)
     height, width = spec.input_hw
     yield (
-        f"input: {shapes} float32, 0 to 1, resized inside, is now images (B, {height}, {width}, 3) uint8, letterboxed "
-        "outside, which run, Detector and engines do; any batch"
+        f"input: {shapes} float32, 0 to 1, resized inside, is now images (B, {height}, {width}, 3) uint8, scaled to "
+        "fit and letterboxed outside, which run, Detector and engines do; any batch"
     )
     yield (
         "boxes: in pixels of the letterboxed picture, no more than "

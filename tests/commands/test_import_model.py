@@ -29,7 +29,7 @@ def test_it_tells_what_it_found_and_what_differs(raw: Path, tmp_path: Path, caps
     said = capsys.readouterr().out
     for part in ("5 classes with the background", "input 128x160, masks 28x28", "scores from 0.12", "at most 80"):
         assert part in said, said
-    for part in ("of 180 proposals", "NMS at IoU 0.4", "letterboxed", f"edge-mrcnn build {output}"):
+    for part in ("of 180 proposals", "NMS at IoU 0.4", "scaled to fit and letterboxed", f"edge-mrcnn build {output}"):
         assert part in said, said
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["kind"] == "onnx"

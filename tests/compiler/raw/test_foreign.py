@@ -78,6 +78,14 @@ def test_a_file_of_two_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[st
     refuse(tmp_path / "two.onnx", capsys, "expected", "found", "2 ")
 
 
+@pytest.mark.parametrize("opset", [9, 20])
+def test_an_opset_that_is_not_taken(opset: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = classifier()
+    model.opset_import[0].version = opset
+    onnx.save(model, tmp_path / "net.onnx")
+    refuse(tmp_path / "net.onnx", capsys, f"opset {opset}", "opset_version=17")
+
+
 def test_one_of_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "model.onnx").write_bytes(OURS.read_bytes())
     refuse(tmp_path / "model.onnx", capsys, "was made by edge_mrcnn already (maskrcnn_edge, 320x416)", "build")
