@@ -8,6 +8,9 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+
+pytest.importorskip("torch", reason="torch is not installed")
+
 import torch
 
 from edge_mrcnn.compiler.raw import import_raw
