@@ -9,6 +9,7 @@ Source: torch/serialization.py (`_legacy_save`, `_save`) and torch/_utils.py (`_
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import zipfile
@@ -85,19 +86,20 @@ def read_weights(path: Path) -> ForeignFile:
         raise ExportError(f"checkpoint {path} {what}: give the path of a .pkl or .pth file")
     if path.stat().st_size == 0:
         raise ExportError(f"checkpoint {path} is empty (0 bytes): copy or download it again")
-    with path.open("rb") as file:
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(path.open("rb"))
         start = file.read(2)
         file.seek(0)
-        content, read_bytes = _read_zip(path) if start == b"PK" else _read_pickles(file, str(path))
-    # of a storage that many tensors share, each would read it all
-    return _make_file(content, functools.lru_cache(1)(read_bytes), str(path))
+        content, read_bytes = _read_zip(path, stack) if start == b"PK" else _read_pickles(file, str(path))
+        # of a storage that many tensors share, each would read it all
+        return _make_file(content, functools.lru_cache(1)(read_bytes), str(path))
 
 
 # -------------------------------------------------------------------------------------------------------------- files
-def _read_zip(path: Path) -> tuple[object, ReadBytes]:
+def _read_zip(path: Path, stack: contextlib.ExitStack) -> tuple[object, ReadBytes]:
     """A file of torch.save since 1.6: an archive of a pickle and a file for each storage."""
     try:
-        archive = zipfile.ZipFile(path)
+        archive = stack.enter_context(zipfile.ZipFile(path))
         (pickle,) = (name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl")
         folder = pickle.removesuffix("data.pkl")
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
