@@ -79,6 +79,10 @@ def find_transform(regions: Regions) -> Transform:
     height, width = picture.shape[-2:]
     if isinstance(height, int) and isinstance(width, int):
         rule, content = None, _resized_hw(regions, picture, resize, (height, width))
+        if abs(content[0] * width - content[1] * height) > height + width:  # each side is rounded down
+            raise MismatchError(
+                f"a resize of {height}x{width} that keeps its shape", f"one to {content[0]}x{content[1]}"
+            )
     else:
         rule = _read_rule(regions, picture, resize)
         content = (rule[0], rule[1])

@@ -136,6 +136,6 @@ def test_another_decoding_of_keypoints_is_found() -> None:
     assert inner
     for node in inner:
         node.op_type = "ArgMin"
-    with pytest.raises(ExportError, match="Not as expected: keypoints.") as error:
+    with pytest.raises(ExportError, match=r"Not as expected: keypoints\.") as error:
         import_raw(model, ImportOptions())
     assert str(error.value).count("DOES NOT MATCH") == 1
