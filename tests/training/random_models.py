@@ -100,8 +100,8 @@ def calm_residuals(model: nn.Module) -> None:
 def fewer_rois(model: GeneralizedRCNN, most: int) -> Iterator[None]:
     """Fewer proposals and detections for a while: statistics need no thousand, a heatmap's not even twenty."""
     proposals, detections = model.rpn._post_nms_top_n["testing"], model.roi_heads.detections_per_img
-    model.rpn._post_nms_top_n["testing"] = min(proposals, 150)
-    model.roi_heads.detections_per_img = 5 if model.roi_heads.has_keypoint() else 20
+    model.rpn._post_nms_top_n["testing"] = min(proposals, most)
+    model.roi_heads.detections_per_img = min(5 if model.roi_heads.has_keypoint() else 20, most)
     yield
     model.rpn._post_nms_top_n["testing"], model.roi_heads.detections_per_img = proposals, detections
 
