@@ -4,10 +4,10 @@ Source: `heatmaps_to_keypoints` of torchvision/models/detection/roi_heads.py for
 rounded up, then the centre of the highest pixel); the function of that name in detectron2/structures/keypoints.py for
 the score, which torchvision leaves as a logit. Bicubic is PyTorch's: a = -0.75, borders repeated, as OpenCV has it.
 
-A map is stretched only where its highest pixel can be. Of four neighbours in a row, bicubic weighs the outer two by 0
-to -0.1875 together and the inner two by the rest, up to 1.1875. So between four pixels no value exceeds the least of
-the 4 x 4 around them by more than 1.42 times what the highest of the four exceeds it by, plus 0.04 times what the
-highest of the 16 does. What stays below a value known to be there needs no look.
+A map for a large box is stretched only where its highest pixel can be. Of four neighbours in a row, bicubic weighs the
+outer two by 0 to -0.1875 together and the inner two by the rest, up to 1.1875. So between four pixels no value exceeds
+the least of the 4 x 4 around them by more than 1.42 times what the highest of the four exceeds it by, plus 0.04 times
+what the highest of the 16 does. What stays below a value known to be there needs no look.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ _SLACK = np.float32(1e-5)
 
 _PADDING = 2
 """Pixels around a map that bicubic reads beyond its border."""
+
+_WHOLE_PIXELS = 20_000
+"""Maps of boxes up to this area are stretched as a whole: finding out what can be left out takes longer."""
 
 _MOST_SIDE = 4096
 """No box of a real canvas is larger; a damaged one is decoded in steps of more than a pixel, in bounded memory."""
@@ -130,6 +133,12 @@ def _find_peaks(maps: Array, top: Rows, size: Array, x_axis: _Axis, y_axis: _Axi
         x_axis: How columns are stretched.
         y_axis: How rows are.
     """
+    if x_axis.length * y_axis.length <= _WHOLE_PIXELS:
+        whole = (y_axis.weights @ (maps @ x_axis.weights.T)).reshape(len(maps), -1)
+        place = whole.argmax(axis=1)
+        row, column = np.divmod(place, x_axis.length)
+        peak = np.take_along_axis(whole, place[:, None], 1)[:, 0]
+        return column.astype(np.float32), row.astype(np.float32), peak
     side = maps.shape[-1]
     known = _values_at(maps, x_axis, y_axis, x_axis.nearest(top % side), y_axis.nearest(top // side))
     possible = _limits(maps) >= (known - _SLACK * size)[:, None, None]
