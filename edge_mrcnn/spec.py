@@ -125,7 +125,8 @@ class ModelSpec:
         if METADATA_KEY not in metadata:
             raise ExportError(
                 f"{path} carries no edge_mrcnn spec, so its classes, size and normalisation are unknown; "
-                "make it with: edge-mrcnn export MODEL_NAME --weights FILE"
+                "make it with: edge-mrcnn export MODEL_NAME --weights FILE, or, where torch made this file, "
+                f"edge-mrcnn import {path}"
             )
         return cls.from_json(metadata[METADATA_KEY])
 
