@@ -22,6 +22,7 @@ from edge_mrcnn.compiler.passes.insert_qdq import insert_qdq
 from edge_mrcnn.compiler.passes.insert_qdq_ort import insert_qdq_ort
 from edge_mrcnn.compiler.passes.pool_codes import pool_codes
 from edge_mrcnn.compiler.passes.remove_function_bodies import remove_function_bodies
+from edge_mrcnn.compiler.passes.replace_roi_align_and_nms import replace_roi_align_and_nms
 from edge_mrcnn.compiler.passes.split_deconvolution import split_deconvolution
 from edge_mrcnn.compiler.placement import check_keeps
 from edge_mrcnn.compiler.recipe import Recipe
@@ -51,6 +52,7 @@ __all__ = [
     "pool_codes",
     "read_bytes",
     "remove_function_bodies",
+    "replace_roi_align_and_nms",
     "run_passes",
     "split_deconvolution",
 ]
