@@ -1,6 +1,7 @@
 """The README's commands and its Python, run as written, in their order, as its reader would."""
 
 import json
+import pickle
 import re
 import shlex
 import shutil
@@ -8,9 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 
 from edge_mrcnn.device import find_gpus
+from tests.compiler.raw.seeded_weights import load as load_raw
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -41,6 +45,7 @@ def prepare(folder: Path) -> None:
     import torch
 
     from edge_mrcnn.training.zoo import build_model
+    from tests.training.foreign.states import detectron2_shapes
 
     torch.manual_seed(0)
     torch.save(build_model("maskrcnn_resnet50_fpn", 7).state_dict(), folder / "checkpoint.pth")
@@ -57,6 +62,14 @@ def prepare(folder: Path) -> None:
         for image in truth["images"]:
             shutil.copy(TABLETOP / "val" / "images" / image["file_name"], folder / name / "images")
     shutil.copytree(folder / "val" / "images", folder / "photos")
+    onnx.save(
+        load_raw(ROOT / "tests/compiler/raw/fixtures/torch2.0_mask_11.onnx.xz"), folder / "maskrcnn_of_last_year.onnx"
+    )
+    values = np.random.default_rng(0)
+    weights = {name: values.normal(0, 0.01, shape).astype(np.float32) for name, shape in detectron2_shapes(14).items()}
+    (folder / "model_final_f10217.pkl").write_bytes(
+        pickle.dumps({"model": weights, "__author__": "Detectron2 Model Zoo"})
+    )
 
 
 SHORTEN = """
@@ -73,7 +86,7 @@ with open_source("whole.mp4") as frames, open_sink("clip.mp4") as sink:
 def test_commands_and_python(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
     prepare(tmp_path)
-    verbs = ["export", "build", "run", "eval", "bench", "inspect", "doctor"]
+    verbs = ["export", "build", "run", "eval", "bench", "inspect", "doctor", "import", "import"]
     verbs += ["run", "run", "soak", "calibrate", "compare", "build", "build", "build", "run", "train"]
     assert [line[1] for line in commands()] == verbs
     for line in commands():

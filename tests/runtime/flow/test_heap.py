@@ -13,7 +13,6 @@ import pytest
 from edge_mrcnn.evaluation.soak.vitals import read_vitals
 from edge_mrcnn.runtime.flow.heap import give_memory_back
 
-
 on_glibc = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library is not glibc")
 
 
