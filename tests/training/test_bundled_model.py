@@ -70,9 +70,9 @@ def val_pictures() -> list[np.ndarray]:
     return pictures
 
 
-def run_bundled(feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+def run_bundled(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     with OrtRunner(TABLETOP / "model.onnx") as runner:
-        return list(runner.infer(feeds).values())
+        return runner.infer(feeds)
 
 
 def test_the_file_as_it_is(model: MaskRCNN) -> None:
@@ -85,10 +85,12 @@ def test_exported_again_at_other_sizes(model: MaskRCNN, canvas: tuple[int, int],
         names = runner.spec.class_names
     write_model(*trace_model(model, "maskrcnn_edge", canvas, names), tmp_path / "model.onnx")
     with OrtRunner(tmp_path / "model.onnx") as runner:
-        check(model, canvas, lambda feeds: list(runner.infer(feeds).values()))
+        check(model, canvas, runner.infer)
 
 
-def check(model: MaskRCNN, canvas: tuple[int, int], run: Callable[[dict[str, np.ndarray]], list[np.ndarray]]) -> None:
+def check(
+    model: MaskRCNN, canvas: tuple[int, int], run: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+) -> None:
     """Pictures of its world show about ten things each: fifty detections to compare are those of six pictures."""
     images, image_hw, _ = letterbox_batch(val_pictures(), canvas)
     assert len(np.unique(image_hw, axis=0)) == 2
@@ -99,6 +101,6 @@ def check(model: MaskRCNN, canvas: tuple[int, int], run: Callable[[dict[str, np.
         expected = Reference(model, images[two], image_hw[two]).detect()
         outputs = run({"images": images[two], "image_hw": image_hw[two]})
         for row, want in enumerate(expected):
-            compare(want, [torch.as_tensor(output[row]) for output in outputs], score)
+            compare(want, {name: torch.as_tensor(output[row]) for name, output in outputs.items()}, score)
     assert score.expected >= 50
     score.check()
